@@ -1,0 +1,1 @@
+//! usrbio-capi

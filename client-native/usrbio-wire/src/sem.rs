@@ -1,0 +1,19 @@
+//! The 64-bit glibc `sem_t` (`struct new_sem`, sysdeps/nptl/internaltypes.h) where futexes must be waited for
+//! without `sem_wait`: offsets and bit fields of its first word. Posting and initialising go through libc.
+
+/// The futex word: the low half of the first 8 bytes holds the value.
+pub const VALUE_AT: usize = 0;
+/// The high half counts waiters; `sem_post` makes a futex call only when it is not 0.
+pub const WAITERS_SHIFT: u32 = 32;
+/// One waiter, in the first 8 bytes.
+pub const ONE_WAITER: u64 = 1 << WAITERS_SHIFT;
+
+/// The value in the first word.
+pub fn value(word: u64) -> u32 {
+    word as u32
+}
+
+/// The number of waiters in the first word.
+pub fn waiters(word: u64) -> u32 {
+    (word >> WAITERS_SHIFT) as u32
+}
