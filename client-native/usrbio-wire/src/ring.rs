@@ -158,9 +158,10 @@ impl<M: RingMem> ServerRing<M> {
         let g = self.geometry;
         let words: [u64; SQE_LEN / 8] = read(&self.mem, g.sqe_at(at));
         let sqe: Sqe = zerocopy::transmute!(words);
-        let args_slot = u32::try_from(sqe.index).ok().filter(|i| *i < g.entries()).ok_or(
-            RingFault::ArgsOutOfRange { slot: at.index(), raw: sqe.index, entries: g.entries() },
-        )?;
+        let args_slot = u32::try_from(sqe.index)
+            .ok()
+            .filter(|i| *i < g.entries())
+            .ok_or(RingFault::ArgsOutOfRange { slot: at.index(), raw: sqe.index, entries: g.entries() })?;
         let words: [u64; ARGS_LEN / 8] = read(&self.mem, g.args_at(args_slot));
         Ok((sqe, zerocopy::transmute!(words)))
     }

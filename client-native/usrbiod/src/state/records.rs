@@ -1,0 +1,170 @@
+//! The records of a state file. All are plain bytes, padded by hand.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// What was agreed for the whole session.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct HeaderRec {
+    /// 1.
+    pub tag: u32,
+    /// 1 after FUSE_INIT was answered.
+    pub init_done: u32,
+    /// Version of the file.
+    pub magic: u64,
+    /// Minor version of the FUSE protocol.
+    pub fuse_minor: u32,
+    /// `max_write` that was agreed.
+    pub max_write: u32,
+    /// INIT flags that were agreed, both halves.
+    pub fuse_flags: u64,
+    /// File names of the three submit semaphores in the shm directory, NUL-padded; empty before they are made.
+    pub semaphores: [[u8; 64]; 3],
+}
+
+impl Default for HeaderRec {
+    fn default() -> Self {
+        HeaderRec {
+            tag: 0,
+            init_done: 0,
+            magic: 0,
+            fuse_minor: 0,
+            max_write: 0,
+            fuse_flags: 0,
+            semaphores: [[0; 64]; 3],
+        }
+    }
+}
+
+/// Longest file handle that is kept (`MAX_HANDLE_SZ` is 128; ext4, XFS, btrfs and tmpfs need 8 to 40).
+pub const HANDLE_MAX: usize = 80;
+
+/// An inode that the kernel knows.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct NodeRec {
+    /// 1.
+    pub tag: u32,
+    /// FUSE passthrough backing id, 0 for none. Every open of the inode must name the same one.
+    pub backing_id: u32,
+    /// References that the kernel holds.
+    pub nlookup: u64,
+    /// Inode number of the backing file.
+    pub ino: u64,
+    /// Type of the file handle.
+    pub handle_type: i32,
+    /// Bytes of the file handle in use; 0: the file system has none, a successor cannot find the node again.
+    pub handle_len: u32,
+    /// The file handle (`name_to_handle_at`).
+    pub handle: [u8; HANDLE_MAX],
+    /// Device of the backing file.
+    pub dev: u64,
+    /// Room for later versions.
+    pub spare: u64,
+}
+
+/// An open file or directory.
+#[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct OpenRec {
+    /// 1 for a file, 2 for a directory.
+    pub tag: u32,
+    /// High half of the FUSE file handle, so that a handle is never reused.
+    pub generation: u32,
+    /// The node.
+    pub node: u64,
+    /// `open(2)` flags.
+    pub flags: u32,
+    /// Who opened it.
+    pub uid: u32,
+    /// The process that opened it; 0 when it could not be seen.
+    pub tgid: u32,
+    /// Padding.
+    pub pad: u32,
+}
+
+/// A lock that is held.
+#[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct LockRec {
+    /// 1 for POSIX, 2 for BSD (`flock`).
+    pub tag: u32,
+    /// `F_RDLCK` or `F_WRLCK`.
+    pub kind: u32,
+    /// Device of the backing file.
+    pub dev: u64,
+    /// Inode of the backing file.
+    pub ino: u64,
+    /// The kernel's name for the owner.
+    pub owner: u64,
+    /// First byte.
+    pub start: u64,
+    /// Last byte, `OFFSET_MAX` for all.
+    pub end: u64,
+    /// What `F_GETLK` reports.
+    pub pid: u32,
+    /// Padding.
+    pub pad: u32,
+}
+
+/// A registered Iov or ring.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ObjectRec {
+    /// 1 for an Iov, 2 for a ring.
+    pub tag: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Owner's group.
+    pub gid: u32,
+    /// Owner's process.
+    pub tgid: u32,
+    /// Owner's start time.
+    pub start: u64,
+    /// Stable number: the inode number in `iovs` is made from it.
+    pub number: u32,
+    /// 1 while the three words below are being made true in the ring's memory.
+    pub journal_valid: u32,
+    /// `sqeTail` after the publish that is going on.
+    pub journal_sq: u32,
+    /// `cqeHead` after it.
+    pub journal_cq: u32,
+    /// Bytes of the name in use.
+    pub name_len: u32,
+    /// Bytes of the target in use.
+    pub target_len: u32,
+    /// The name in `3fs-virt/iovs`.
+    pub name: [u8; 256],
+    /// The link's target.
+    pub target: [u8; 512],
+    /// Bytes of the file that were mapped at registration.
+    pub len: u64,
+    /// Room for later versions.
+    pub spare: u64,
+}
+
+/// What became of a request, noted before its reply is written.
+#[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ReplyRec {
+    /// 0 for none, 1: about to be executed, 2: executed.
+    pub tag: u32,
+    /// The FUSE opcode.
+    pub opcode: u32,
+    /// The request's `unique`.
+    pub unique: u64,
+    /// 0 or the errno it was answered with.
+    pub errno: u32,
+    /// Padding.
+    pub pad: u32,
+    /// The node that the reply names, for those that name one.
+    pub node: u64,
+    /// The file handle that the reply names.
+    pub fh: u64,
+    /// Inode of what a rename moves, to tell a done one from one that is to do.
+    pub ino: u64,
+    /// When it was begun, `CLOCK_REALTIME_COARSE` in ns.
+    pub begun: u64,
+    /// Room for later versions.
+    pub spare: u64,
+}

@@ -1,0 +1,85 @@
+//! Words that every part of the daemon shares.
+
+pub use rustix::io::Errno;
+pub use usrbio_wire::Ino;
+
+/// What an operation answers: a value, or the errno that the caller sees.
+pub type Result<T, E = Errno> = std::result::Result<T, E>;
+
+/// A node id of the FUSE protocol: the daemon's name for an inode that the kernel knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub u64);
+
+impl NodeId {
+    /// The root of the mount (`FUSE_ROOT_ID`).
+    pub const ROOT: NodeId = NodeId(1);
+
+    /// Does this name something under `3fs-virt`? Those ids are also the inode numbers that 3FS's own tools know
+    /// by their top four bits.
+    pub fn is_virtual(self) -> bool {
+        self.0 & 0xf000_0000_0000_0000 != 0
+    }
+}
+
+/// Who asks, as FUSE names the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// File system user id.
+    pub uid: u32,
+    /// File system group id.
+    pub gid: u32,
+    /// The *thread* that called, in the daemon's pid namespace; 0 when it cannot be seen from there.
+    pub pid: u32,
+}
+
+/// The process behind a [`Caller`]: what owns Iovs and rings, and what must be alive for them to stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// File system user id at registration.
+    pub uid: u32,
+    /// File system group id at registration.
+    pub gid: u32,
+    /// Thread group id; 0 when the process cannot be seen.
+    pub tgid: u32,
+    /// Start time of the process in clock ticks since boot (`/proc/PID/stat`, field 22), so that a reused pid is
+    /// not taken for it.
+    pub start: u64,
+}
+
+/// Attributes of a file, as FUSE and `statx` have them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Attr {
+    /// Inode number that `stat` shows.
+    pub ino: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Units of 512 bytes.
+    pub blocks: u64,
+    /// Last access, seconds and nanoseconds.
+    pub atime: (i64, u32),
+    /// Last change of data.
+    pub mtime: (i64, u32),
+    /// Last change of the inode.
+    pub ctime: (i64, u32),
+    /// Type and permissions.
+    pub mode: u32,
+    /// Hard links.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number, in the kernel's 32-bit encoding.
+    pub rdev: u32,
+    /// Preferred I/O size.
+    pub blksize: u32,
+}
+
+/// A name that was resolved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// Its node.
+    pub node: NodeId,
+    /// Its attributes.
+    pub attr: Attr,
+}
