@@ -1,0 +1,57 @@
+# The entry points of the repository. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+NATIVE := client-native
+# Tools that tests need and nobody else: built once, kept with the build.
+TOOLS := $(CURDIR)/$(NATIVE)/target/tools
+FSX_VERSION := 0.3.2
+# Debian packages: the outside judges of the mount, gcc for the C tests, libfuse's example for the benchmark.
+PACKAGES := gcc libc6-dev pkg-config libfuse3-dev fuse3 fio stress-ng sqlite3 git attr acl python3-venv
+CARGO := cargo --locked
+
+.PHONY: help
+help: ## This list
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: deps
+deps: ## Install the Debian packages that tests and benchmarks need (as root), and say what else is missing
+	@command -v cargo >/dev/null || { echo 'make: no cargo; install Rust 1.88 or later (rustup.rs)' >&2; exit 1; }
+	@missing=(); for p in $(PACKAGES); do dpkg-query -Wf '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing+=($$p); done; \
+	if (( $${#missing[@]} )); then echo "installing $${missing[*]}"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$${missing[@]}" >/dev/null; fi
+
+.PHONY: build
+build: ## Build the daemon, optimised
+	cd $(NATIVE) && $(CARGO) build --release -p usrbiod
+
+.PHONY: lib
+lib: $(TOOLS)/venv ## Build libusrbio.so for glibc 2.28 and later, with its headers, into client-native/target/install
+	PATH=$(TOOLS)/venv/bin:$$PATH $(NATIVE)/usrbio-capi/build-release.sh $(NATIVE)/target/install
+
+.PHONY: lint
+lint: ## rustfmt and clippy, warnings denied
+	cd $(NATIVE) && cargo fmt --all --check
+	cd $(NATIVE) && $(CARGO) clippy --workspace --all-targets -- -D warnings
+
+.PHONY: test
+test: deps lint lib $(TOOLS)/bin/fsx test-loom test-fuzz ## Everything that CI runs: lint, unit, property, C, POSIX, take-over, fuzz
+	cd $(NATIVE) && PATH=$(TOOLS)/bin:$$PATH $(CARGO) test --workspace --no-fail-fast
+
+.PHONY: bench-native
+bench-native: build ## Benchmark rings and mount, side by side with the alternatives; about 6 minutes
+	cd $(NATIVE) && $(CARGO) run --release -p usrbio-bench -- $(ARGS)
+
+.PHONY: clean
+clean: ## Remove everything that was built
+	rm -rf $(NATIVE)/target $(NATIVE)/fuzz/target
+
+$(TOOLS)/venv: $(NATIVE)/build-requirements.txt
+	python3 -m venv $@
+	$@/bin/pip install -q --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+$(TOOLS)/bin/fsx:
+	cargo install --quiet --locked --root $(TOOLS) --version $(FSX_VERSION) fsx

@@ -1,0 +1,181 @@
+//! `kill -9` of the daemon under load: a successor goes on, and no client sees an error or a wrong byte.
+
+mod common;
+
+use common::{Served, disk_dir, wait_until};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+const KILLS: usize = 100;
+const BLOCK: usize = 4096;
+const BLOCKS: u64 = 512;
+
+/// Contents of block `n` in its `version`: every word says both.
+fn block(n: u64, version: u64) -> [u8; BLOCK] {
+    let mut bytes = [0; BLOCK];
+    for (i, word) in bytes.chunks_exact_mut(8).enumerate() {
+        word.copy_from_slice(&(n << 40 | version << 16 | i as u64).to_ne_bytes());
+    }
+    bytes
+}
+
+/// A small generator of random numbers (xorshift64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n
+    }
+}
+
+/// Writes and reads blocks of its own file, keeping the version of each in memory.
+fn read_and_write(file: &File, random: &mut Random, versions: &mut [u64]) {
+    let n = random.below(BLOCKS);
+    if random.below(2) == 0 {
+        versions[n as usize] += 1;
+        file.write_all_at(&block(n, versions[n as usize]), n * BLOCK as u64).expect("write");
+    } else if versions[n as usize] > 0 {
+        let mut bytes = [0; BLOCK];
+        file.read_exact_at(&mut bytes, n * BLOCK as u64).expect("read");
+        assert!(bytes == block(n, versions[n as usize]), "block {n} holds something else");
+    }
+}
+
+/// Every operation that may not be done twice, each checked by what it leaves.
+fn change_names(dir: &Path, round: u64) {
+    let at = |name: &str| dir.join(format!("{name}-{round}"));
+    fs::create_dir(at("dir")).expect("mkdir");
+    let file = OpenOptions::new().create_new(true).write(true).open(at("dir").join("a")).expect("create");
+    file.write_all_at(b"x", 0).expect("write");
+    fs::hard_link(at("dir").join("a"), at("link")).expect("link");
+    fs::rename(at("dir").join("a"), at("moved")).expect("rename");
+    symlink("target", at("symlink")).expect("symlink");
+    assert_eq!(fs::read_link(at("symlink")).expect("readlink"), Path::new("target"));
+    assert_eq!(fs::metadata(at("moved")).expect("stat").nlink(), 2);
+    assert_eq!(fs::read_dir(at("dir")).expect("opendir").count(), 0);
+    fs::remove_file(at("link")).expect("unlink");
+    fs::remove_file(at("symlink")).expect("unlink");
+    fs::remove_dir(at("dir")).expect("rmdir");
+    assert_eq!(fs::read(at("moved")).expect("read"), b"x");
+    fs::remove_file(at("moved")).expect("unlink");
+}
+
+/// The daemon that `usrbiod serve` runs as its child.
+fn daemon_of(supervisor: u32) -> Option<rustix::process::Pid> {
+    let children = fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).ok()?;
+    let pid = children.split_whitespace().next()?.parse().ok()?;
+    rustix::process::Pid::from_raw(pid)
+}
+
+/// Kills the daemon again and again while `work` runs in threads; returns when all is done.
+fn under_kills(served: &Served, kills: usize, work: &[&(dyn Fn(&AtomicBool, &AtomicU64) + Sync)]) {
+    let stop = AtomicBool::new(false);
+    let progress: Vec<AtomicU64> = work.iter().map(|_| AtomicU64::new(0)).collect();
+    std::thread::scope(|scope| {
+        for (job, progress) in work.iter().zip(&progress) {
+            let stop = &stop;
+            scope.spawn(move || {
+                // A failed assertion must end the killing too, or the scope would wait for ever.
+                let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(stop, progress)));
+                stop.store(true, Ordering::Relaxed);
+                if let Err(panic) = result {
+                    std::panic::resume_unwind(panic);
+                }
+            });
+        }
+        let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        let mut longest = Duration::ZERO;
+        for _ in 0..kills {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let before: Vec<u64> = progress.iter().map(|p| p.load(Ordering::Relaxed)).collect();
+            let daemon = daemon_of(served.pid()).expect("a daemon runs");
+            rustix::process::kill_process(daemon, rustix::process::Signal::KILL).unwrap();
+            let killed = Instant::now();
+            wait_until("all go on after a kill", || {
+                let goes_on = |(p, b): (&AtomicU64, &u64)| p.load(Ordering::Relaxed) > b + 1;
+                stop.load(Ordering::Relaxed)
+                    || daemon_of(served.pid()).is_some_and(|d| d != daemon) && progress.iter().zip(&before).all(goes_on)
+            });
+            longest = longest.max(killed.elapsed());
+            // A moment that differs each time, so that kills hit every step of the work.
+            std::thread::sleep(Duration::from_micros(random.below(20_000)));
+        }
+        stop.store(true, Ordering::Relaxed);
+        println!("{kills} kills, longest stall {longest:?}");
+    });
+}
+
+fn posix_load(dir: PathBuf, seed: u64) -> impl Fn(&AtomicBool, &AtomicU64) + Sync {
+    move |stop, progress| {
+        let mut random = Random(seed);
+        let mut versions = vec![0; BLOCKS as usize];
+        let path = dir.join(format!("load-{seed}"));
+        let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&path).unwrap();
+        while !stop.load(Ordering::Relaxed) {
+            read_and_write(&file, &mut random, &mut versions);
+            progress.fetch_add(1, Ordering::Relaxed);
+        }
+        let all = fs::read(&path).expect("read all");
+        for (n, version) in versions.iter().enumerate().filter(|(_, v)| **v > 0) {
+            assert!(all[n * BLOCK..][..BLOCK] == block(n as u64, *version), "block {n} at the end");
+        }
+    }
+}
+
+fn name_load(dir: PathBuf) -> impl Fn(&AtomicBool, &AtomicU64) + Sync {
+    move |stop, progress| {
+        fs::create_dir_all(&dir).unwrap();
+        for round in 0.. {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            change_names(&dir, round);
+            progress.fetch_add(1, Ordering::Relaxed);
+        }
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0, "names are left over");
+    }
+}
+
+#[test]
+fn a_daemon_killed_a_hundred_times_loses_no_file_operation() {
+    for args in [&[][..], &["--no-passthrough"]] {
+        let served = Served::start(disk_dir(), args);
+        let mount = served.mount();
+        let loads = [posix_load(mount.clone(), 11), posix_load(mount.clone(), 12)];
+        let names = name_load(mount.join("names"));
+        under_kills(&served, KILLS / 2, &[&loads[0], &loads[1], &names]);
+    }
+}
+
+#[test]
+fn locks_open_files_and_maps_outlive_the_daemon() {
+    let served = Served::on_disk();
+    let path = served.mount().join("file");
+    fs::write(&path, block(0, 1)).unwrap();
+    let open = || OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let (held, other) = (open(), open());
+    flock(&held, FlockOperation::LockExclusive).unwrap();
+    let unlinked_path = served.mount().join("unlinked");
+    let unlinked =
+        OpenOptions::new().create_new(true).read(true).write(true).custom_flags(0).open(&unlinked_path).unwrap();
+    fs::remove_file(&unlinked_path).unwrap();
+    let daemon = daemon_of(served.pid()).unwrap();
+    rustix::process::kill_process(daemon, rustix::process::Signal::KILL).unwrap();
+    let refused = flock(&other, FlockOperation::NonBlockingLockExclusive);
+    assert_eq!(refused, Err(rustix::io::Errno::WOULDBLOCK), "the lock was lost");
+    unlinked.write_all_at(b"still here", 0).unwrap();
+    let mut bytes = [0; 10];
+    unlinked.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"still here");
+    flock(&held, FlockOperation::Unlock).unwrap();
+    flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+}
