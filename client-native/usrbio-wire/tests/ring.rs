@@ -201,7 +201,7 @@ fn requests_wait_while_the_client_keeps_completions_unreaped() {
 }
 
 #[test]
-fn a_pop_races_for_each_completion_by_compare_and_swap() {
+fn a_pop_starts_behind_what_another_thread_took() {
     let (g, mem) = ring_of(4);
     let client = ClientRing::new(&mem, g);
     let mut server = ServerRing::new(&mem, g, Slot::ZERO, Slot::ZERO);
