@@ -9,7 +9,7 @@ NATIVE := client-native
 TOOLS := $(CURDIR)/$(NATIVE)/target/tools
 FSX_VERSION := 0.3.2
 # Debian packages: the outside judges of the mount, gcc for the C tests, libfuse's example for the benchmark.
-PACKAGES := gcc libc6-dev pkg-config libfuse3-dev fuse3 fio stress-ng sqlite3 git attr acl python3-venv
+PACKAGES := gcc g++ libc6-dev pkg-config libfuse3-dev fuse3 fio stress-ng sqlite3 git attr acl python3-venv
 CARGO := cargo --locked
 
 .PHONY: help
@@ -35,6 +35,7 @@ lib: $(TOOLS)/venv ## Build libusrbio.so for glibc 2.28 and later, with its head
 lint: ## rustfmt and clippy, warnings denied
 	cd $(NATIVE) && cargo fmt --all --check
 	cd $(NATIVE) && $(CARGO) clippy --workspace --all-targets -- -D warnings
+	cd $(NATIVE)/fuzz && cargo fmt --check && $(CARGO) clippy --all-targets -- -D warnings
 
 .PHONY: test
 test: deps lint lib $(TOOLS)/bin/fsx test-loom test-fuzz ## Everything that CI runs: lint, unit, property, C, POSIX, take-over, fuzz
@@ -47,6 +48,17 @@ bench-native: build ## Benchmark rings and mount, side by side with the alternat
 .PHONY: clean
 clean: ## Remove everything that was built
 	rm -rf $(NATIVE)/target $(NATIVE)/fuzz/target
+
+.PHONY: test-loom
+test-loom: ## Model-check the ring's indices and its sleep protocol under every interleaving
+	cd $(NATIVE) && RUSTFLAGS='--cfg loom' $(CARGO) test -p usrbio-wire --test loom --release --target-dir target/loom
+
+FUZZ_SECONDS := 20
+.PHONY: test-fuzz
+test-fuzz: ## Fuzz every target for FUZZ_SECONDS each
+	cd $(NATIVE)/fuzz && host=$$(rustc -vV | sed -n 's/^host: //p') && for t in name ring; do \
+	  mkdir -p corpus/$$t && $(CARGO) run -q --release --config fuzzing.toml --target $$host --bin $$t -- \
+	    -max_total_time=$(FUZZ_SECONDS) -verbosity=0 corpus/$$t; done
 
 $(TOOLS)/venv: $(NATIVE)/build-requirements.txt
 	python3 -m venv $@

@@ -26,11 +26,11 @@ pub enum RingFault {
         /// The number of argument slots.
         entries: u32,
     },
-    /// The peer published more requests than it has argument slots for, or took back completions: no order of
-    /// correct steps leads there.
-    #[error("{inflight} requests are in flight on a ring of {entries} entries")]
+    /// The peer published over requests that still execute, or took completions back (moved `cqeTail` backwards
+    /// or past `cqeHead`): no order of correct steps leads there.
+    #[error("the indices say that {inflight} requests are in flight on a ring of {entries} entries")]
     Overflow {
-        /// Queued, executing and unreaped requests together.
+        /// Executing requests together with the queued or with the unreaped ones.
         inflight: u32,
         /// The most that there can be.
         entries: u32,

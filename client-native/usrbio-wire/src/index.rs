@@ -41,7 +41,7 @@ impl Geometry {
     }
 
     /// The geometry of the ring in a shared-memory file of `len` bytes: the largest that fits, as 3FS computes
-    /// it (`floor((len - 4144) / 96) - 1`); `None` when not one request fits.
+    /// it (`floor((len - 4144) / 96) - 1`); `None` when not one request fits or it is beyond 2 GiB.
     pub fn for_file_len(len: u64) -> Option<Geometry> {
         let entries = (len.checked_sub(FIXED)? / PER_SLOT).checked_sub(1)?;
         Geometry::for_entries(u32::try_from(entries).ok()?)
@@ -62,7 +62,7 @@ impl Geometry {
         (FIXED + PER_SLOT * u64::from(self.slots)) as usize
     }
 
-    /// Byte offset of argument slot `slot`.
+    /// Byte offset of argument slot `slot`, for `slot < slots`.
     pub fn args_at(self, slot: u32) -> usize {
         INDEX_WORDS_LEN + ARGS_LEN * slot as usize
     }
@@ -92,13 +92,13 @@ impl Geometry {
         Slot(if slot.0 + 1 == self.slots { 0 } else { slot.0 + 1 })
     }
 
-    /// The slot `n` places after `slot`, for `n <= slots`.
+    /// The slot `n` places after `slot`.
     pub fn advance(self, slot: Slot, n: u32) -> Slot {
-        let sum = slot.0 + n;
+        let sum = slot.0 + n % self.slots;
         Slot(if sum >= self.slots { sum - self.slots } else { sum })
     }
 
-    /// How many steps lead from `tail` forward to `head`.
+    /// How many steps lead from `tail` forward to `head`: below `slots` always.
     pub fn distance(self, tail: Slot, head: Slot) -> u32 {
         if head.0 >= tail.0 { head.0 - tail.0 } else { head.0 + self.slots - tail.0 }
     }

@@ -48,11 +48,12 @@ impl Priority {
 pub struct RingAttrs {
     /// `.r` (true) or `.w`.
     pub for_read: bool,
-    /// Batch size: see `io_depth` in `hf3fs_iorcreate`.
+    /// Batch size: see `io_depth` in `hf3fs_iorcreate`. Any `i32`: who serves the ring checks it against the
+    /// entries, and takes the absolute value with `unsigned_abs`.
     pub io_depth: i32,
     /// `.ph`, `.pl`.
     pub priority: Priority,
-    /// `.t`, in ms.
+    /// `.t`, in ms, at most `i32::MAX`: the C interface has an `int`.
     pub timeout_ms: u32,
     /// `.f`, in binary digits.
     pub flags: RingFlags,
@@ -63,23 +64,24 @@ pub struct RingAttrs {
 pub struct IovName {
     /// The Iov's or ring's id.
     pub id: Uuid,
-    /// `.b`, in bytes; `None` is one block.
+    /// `.b`, in bytes, above 0; `None` is one block.
     pub block_size: Option<u64>,
     /// Present for rings.
     pub ring: Option<RingAttrs>,
 }
 
-/// Why a name does not parse.
+/// Why a name does not parse. 3FS answers EIO to a bad UUID and EINVAL to everything else. Messages escape the
+/// name, which may hold control characters.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// The first part is no hyphenated UUID.
-    #[error("'{0}' is not a UUID of the form 8-4-4-4-12")]
+    #[error("{0:?} is not a UUID of the form 8-4-4-4-12")]
     Uuid(String),
     /// A part has a known letter and a wrong value.
-    #[error("'.{0}' is wrong: {1}")]
+    #[error("part {0:?} of the name is wrong: {1}")]
     Part(String, &'static str),
     /// `.p`, `.t` or `.f` without `.r` or `.w`.
-    #[error("'.{0}' is for rings, but the name has neither '.r' nor '.w'")]
+    #[error("part {0:?} is for rings, but the name has neither '.r' nor '.w'")]
     NotARing(String),
     /// Longer than [`NAME_MAX`].
     #[error("the name has {0} bytes, more than 255")]
@@ -87,7 +89,7 @@ pub enum NameError {
 }
 
 impl IovName {
-    /// Parses a name. Unknown letters and empty parts are ignored, as 3FS does.
+    /// Parses a name. Unknown letters and empty parts are ignored, and of two parts with one letter the last counts.
     pub fn parse(name: &str) -> Result<IovName, NameError> {
         if name.len() > NAME_MAX {
             return Err(NameError::TooLong(name.len()));

@@ -9,9 +9,8 @@
 
 use crate::fault::RingFault;
 use crate::index::{Geometry, Slot};
-use crate::layout::{ARGS_LEN, Args, CQE_LEN, Cqe, Ino, SQE_LEN, Sqe, Word};
+use crate::layout::{ARGS_LEN, Args, CQE_LEN, Cqe, SQE_LEN, Sqe, Word};
 use crate::mem::RingMem;
-use zerocopy::{FromBytes, IntoBytes};
 
 fn read<M: RingMem, const WORDS: usize>(mem: &M, at: usize) -> [u64; WORDS] {
     std::array::from_fn(|i| mem.load(at + 8 * i))
@@ -48,7 +47,7 @@ impl<M: RingMem> ClientRing<M> {
     }
 
     /// Publishes a request in argument slot `args_slot`. `Ok(false)`: the submission queue is full, nothing was
-    /// written.
+    /// written. The caller picks a slot that is free: no request in flight or unreaped uses it.
     ///
     /// # Panics
     /// When `args_slot` is not below `entries`.
@@ -111,7 +110,13 @@ pub struct ServerRing<M> {
 impl<M: RingMem> ServerRing<M> {
     /// The daemon's end of a ring that has released requests up to `sq_tail` and completed up to `cq_head`: both
     /// [`Slot::ZERO`] for a new ring.
+    ///
+    /// # Panics
+    /// When one of the slots is not of this geometry: take them from [`Geometry::slot`].
     pub fn new(mem: M, geometry: Geometry, sq_tail: Slot, cq_head: Slot) -> Self {
+        for slot in [sq_tail, cq_head] {
+            assert!(geometry.slot(slot.raw()).is_some(), "{slot:?} on a ring of {} slots", geometry.slots());
+        }
         ServerRing { mem, geometry, cursor: sq_tail, released: sq_tail, cq_head }
     }
 
@@ -137,18 +142,28 @@ impl<M: RingMem> ServerRing<M> {
 
     /// Counts the requests published and not claimed, no more than there is completion room for. The peer's words
     /// are read once and judged before use.
+    ///
+    /// `sqeHead` is read before `cqeTail`: a client frees an argument slot before it fills it again, so whoever
+    /// sees the new request also sees the reaped completion, and an honest client never looks like an overflow.
     pub fn published(&self) -> Result<u32, RingFault> {
         let g = self.geometry;
         let queued = g.distance(self.cursor, slot(&self.mem, g, Word::SqeHead)?);
         if queued == 0 {
             return Ok(0);
         }
+        self.in_bounds(self.claimed() + queued)?;
         let unreaped = g.distance(slot(&self.mem, g, Word::CqeTail)?, self.cq_head);
-        let room = g.entries().saturating_sub(self.claimed() + unreaped);
-        Ok(queued.min(room))
+        let owed = self.in_bounds(self.claimed() + unreaped)?;
+        Ok(queued.min(g.entries() - owed))
     }
 
-    /// Is anything published beyond the cursor? One load: what a spinning daemon asks.
+    fn in_bounds(&self, inflight: u32) -> Result<u32, RingFault> {
+        let entries = self.geometry.entries();
+        if inflight <= entries { Ok(inflight) } else { Err(RingFault::Overflow { inflight, entries }) }
+    }
+
+    /// Is anything published beyond the cursor? One load: what a spinning daemon asks. It stays true while a client
+    /// withholds completion room, so the spin needs a limit.
     pub fn has_published(&self) -> bool {
         self.mem.load_index(Word::SqeHead as usize) != self.cursor.raw()
     }
@@ -166,8 +181,11 @@ impl<M: RingMem> ServerRing<M> {
         Ok((sqe, zerocopy::transmute!(words)))
     }
 
-    /// Claims the request at the cursor: copies it out and moves the cursor on.
+    /// Claims the request at the cursor: copies it out and moves the cursor on. For as many as
+    /// [`published`](Self::published) counted; never more than `entries` before completions are published. After
+    /// an error the cursor has not moved.
     pub fn claim(&mut self) -> Result<(Sqe, Args), RingFault> {
+        self.in_bounds(self.claimed() + 1)?;
         let request = self.request(self.cursor)?;
         self.cursor = self.geometry.next(self.cursor);
         Ok(request)
@@ -175,18 +193,29 @@ impl<M: RingMem> ServerRing<M> {
 
     /// Writes the `i`-th completion of a batch that [`publish`](Self::publish) will show; the client does not see
     /// it yet.
+    ///
+    /// # Panics
+    /// When `i` is not below [`claimed`](Self::claimed): it would overwrite completions that the client owns.
     pub fn stage(&self, i: u32, cqe: &Cqe) {
+        assert!(i < self.claimed(), "completion {i} of {} claimed requests", self.claimed());
         let words: [u64; CQE_LEN / 8] = zerocopy::transmute!(*cqe);
         write(&self.mem, self.geometry.cqe_at(self.geometry.advance(self.cq_head, i)), &words);
     }
 
     /// Where `sqeTail` and `cqeHead` will be after `n` more completions: what a journal must know before
     /// [`publish`](Self::publish).
+    ///
+    /// # Panics
+    /// When `n` is more than [`claimed`](Self::claimed).
     pub fn after(&self, n: u32) -> (Slot, Slot) {
+        assert!(n <= self.claimed(), "{n} completions of {} claimed requests", self.claimed());
         (self.geometry.advance(self.released, n), self.geometry.advance(self.cq_head, n))
     }
 
     /// Shows `n` staged completions to the client and releases their SQ slots.
+    ///
+    /// # Panics
+    /// When `n` is more than [`claimed`](Self::claimed).
     pub fn publish(&mut self, n: u32) {
         (self.released, self.cq_head) = self.after(n);
         self.restore();
@@ -198,9 +227,3 @@ impl<M: RingMem> ServerRing<M> {
         self.mem.store_index(Word::CqeHead as usize, self.cq_head.raw());
     }
 }
-
-const _: () = {
-    const fn plain<T: FromBytes + IntoBytes>() {}
-    plain::<Ino>();
-    plain::<Args>();
-};
