@@ -156,6 +156,31 @@ fn a_daemon_killed_a_hundred_times_loses_no_file_operation() {
     }
 }
 
+/// A client in a process of its own, which checks all that it reads through rings.
+fn ring_load(file: PathBuf) -> impl Fn(&AtomicBool, &AtomicU64) + Sync {
+    move |stop, progress| {
+        let mut child = common::verify_client(&file).arg("600").spawn().unwrap();
+        while !stop.load(Ordering::Relaxed) {
+            // Its own time limit for a batch ends it when the daemon does not go on.
+            let ended = child.try_wait().unwrap();
+            assert!(ended.is_none(), "the ring client ended: {ended:?}");
+            progress.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
+fn rings_and_files_go_on_through_a_hundred_kills() {
+    let served = Served::on_disk();
+    let mount = served.mount();
+    let rings = [ring_load(mount.join("rings-1")), ring_load(mount.join("rings-2"))];
+    let files = posix_load(mount, 13);
+    under_kills(&served, KILLS, &[&rings[0], &rings[1], &files]);
+}
+
 #[test]
 fn locks_open_files_and_maps_outlive_the_daemon() {
     let served = Served::on_disk();

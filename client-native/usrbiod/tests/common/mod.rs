@@ -96,6 +96,16 @@ impl Drop for Served {
     }
 }
 
+/// The example program `verify` of the client crate on `file`: ring I/O that checks every byte.
+pub fn verify_client(file: &Path) -> Command {
+    let tests = std::env::current_exe().unwrap();
+    let program = tests.parent().and_then(Path::parent).unwrap().join("examples/verify");
+    assert!(program.exists(), "{program:?} is missing; `cargo test --workspace` builds it");
+    let mut command = Command::new(program);
+    command.arg(file);
+    command
+}
+
 /// Is something mounted at `path`?
 pub fn mounted(path: &Path) -> bool {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
