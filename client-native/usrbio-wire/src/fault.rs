@@ -26,6 +26,14 @@ pub enum RingFault {
         /// The number of argument slots.
         entries: u32,
     },
+    /// A completion names an argument slot that holds no request.
+    #[error("a completion names argument slot {raw} of {entries}, which holds no request")]
+    UnknownCompletion {
+        /// The argument slot that it names.
+        raw: i32,
+        /// The number of argument slots.
+        entries: u32,
+    },
     /// The peer published over requests that still execute, or took completions back (moved `cqeTail` backwards
     /// or past `cqeHead`): no order of correct steps leads there.
     #[error("the indices say that {inflight} requests are in flight on a ring of {entries} entries")]

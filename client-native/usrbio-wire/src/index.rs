@@ -11,6 +11,7 @@ impl Slot {
     pub const ZERO: Slot = Slot(0);
 
     /// The number as it is stored in an index word.
+    #[inline]
     pub fn raw(self) -> i32 {
         self.0 as i32 // below `slots`, which fits an i32 (see `Geometry::for_entries`)
     }
@@ -48,11 +49,13 @@ impl Geometry {
     }
 
     /// Requests that may be in flight.
+    #[inline]
     pub fn entries(self) -> u32 {
         self.slots - 1
     }
 
     /// Slots in each array: one more than entries, so that full and empty differ.
+    #[inline]
     pub fn slots(self) -> u32 {
         self.slots
     }
@@ -63,16 +66,19 @@ impl Geometry {
     }
 
     /// Byte offset of argument slot `slot`, for `slot < slots`.
+    #[inline]
     pub fn args_at(self, slot: u32) -> usize {
         INDEX_WORDS_LEN + ARGS_LEN * slot as usize
     }
 
     /// Byte offset of a completion-queue entry.
+    #[inline]
     pub fn cqe_at(self, slot: Slot) -> usize {
         INDEX_WORDS_LEN + ARGS_LEN * self.slots as usize + CQE_LEN * slot.0 as usize
     }
 
     /// Byte offset of a submission-queue entry.
+    #[inline]
     pub fn sqe_at(self, slot: Slot) -> usize {
         INDEX_WORDS_LEN + (ARGS_LEN + CQE_LEN) * self.slots as usize + SQE_LEN * slot.0 as usize
     }
@@ -83,22 +89,26 @@ impl Geometry {
     }
 
     /// The slot that an index word names, if it names one.
+    #[inline]
     pub fn slot(self, raw: i32) -> Option<Slot> {
         u32::try_from(raw).ok().filter(|raw| *raw < self.slots).map(Slot)
     }
 
     /// The slot after `slot`.
+    #[inline]
     pub fn next(self, slot: Slot) -> Slot {
         Slot(if slot.0 + 1 == self.slots { 0 } else { slot.0 + 1 })
     }
 
     /// The slot `n` places after `slot`.
+    #[inline]
     pub fn advance(self, slot: Slot, n: u32) -> Slot {
         let sum = slot.0 + n % self.slots;
         Slot(if sum >= self.slots { sum - self.slots } else { sum })
     }
 
     /// How many steps lead from `tail` forward to `head`: below `slots` always.
+    #[inline]
     pub fn distance(self, tail: Slot, head: Slot) -> u32 {
         if head.0 >= tail.0 { head.0 - tail.0 } else { head.0 + self.slots - tail.0 }
     }

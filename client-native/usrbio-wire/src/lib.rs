@@ -16,4 +16,4 @@ pub use index::{Geometry, Slot};
 pub use layout::{Args, Cqe, Ino, RingFlags, Sqe};
 pub use mem::RingMem;
 pub use name::{IovName, NameError, Priority, RingAttrs};
-pub use ring::{ClientRing, ServerRing};
+pub use ring::{ClientRing, PushBatch, ServerRing};

@@ -73,6 +73,7 @@ impl SharedMem {
         self.len == 0
     }
 
+    #[inline]
     fn at(&self, at: usize, size: usize) -> *mut u8 {
         assert!(
             at.is_multiple_of(size) && at <= self.len && size <= self.len - at,
@@ -83,12 +84,14 @@ impl SharedMem {
         unsafe { self.base.add(at) }
     }
 
+    #[inline]
     fn index(&self, at: usize) -> &AtomicI32 {
         // SAFETY: `at` is in range and aligned (`SharedMem::at`); the mapping outlives `self` (`SharedMem::new`);
         // the peer may write the word at any moment, so it is only ever touched as an atomic.
         unsafe { AtomicI32::from_ptr(self.at(at, 4).cast()) }
     }
 
+    #[inline]
     fn word(&self, at: usize) -> &AtomicU64 {
         // SAFETY: as for `index`.
         unsafe { AtomicU64::from_ptr(self.at(at, 8).cast()) }
@@ -96,18 +99,23 @@ impl SharedMem {
 }
 
 impl RingMem for SharedMem {
+    #[inline]
     fn load_index(&self, at: usize) -> i32 {
         self.index(at).load(Ordering::SeqCst)
     }
+    #[inline]
     fn store_index(&self, at: usize, value: i32) {
         self.index(at).store(value, Ordering::SeqCst);
     }
+    #[inline]
     fn replace_index(&self, at: usize, current: i32, new: i32) -> bool {
         self.index(at).compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
+    #[inline]
     fn load(&self, at: usize) -> u64 {
         self.word(at).load(Ordering::Relaxed)
     }
+    #[inline]
     fn store(&self, at: usize, value: u64) {
         self.word(at).store(value, Ordering::Relaxed);
     }

@@ -51,21 +51,27 @@ impl<M: RingMem> ClientRing<M> {
     ///
     /// # Panics
     /// When `args_slot` is not below `entries`.
+    #[inline]
     pub fn push(&self, args_slot: u32, args: &Args) -> Result<bool, RingFault> {
+        let mut batch = self.start_push()?;
+        let pushed = batch.push(args_slot, args);
+        batch.publish();
+        Ok(pushed)
+    }
+
+    /// Starts a batch of requests that the daemon sees all at once, with [`PushBatch::publish`].
+    #[inline]
+    pub fn start_push(&self) -> Result<PushBatch<'_, M>, RingFault> {
         let g = self.geometry;
-        assert!(args_slot < g.entries(), "argument slot {args_slot} of {}", g.entries());
         let head = slot(&self.mem, g, Word::SqeHead)?;
-        let next = g.next(head);
-        if next == slot(&self.mem, g, Word::SqeTail)? {
-            return Ok(false);
-        }
-        let words: [u64; ARGS_LEN / 8] = zerocopy::transmute!(*args);
-        write(&self.mem, g.args_at(args_slot), &words);
-        let sqe = Sqe { index: args_slot as i32, pad: 0, userdata: args.userdata };
-        let words: [u64; SQE_LEN / 8] = zerocopy::transmute!(sqe);
-        write(&self.mem, g.sqe_at(head), &words);
-        self.mem.store_index(Word::SqeHead as usize, next.raw());
-        Ok(true)
+        let room = g.entries() - g.distance(slot(&self.mem, g, Word::SqeTail)?, head);
+        Ok(PushBatch { ring: self, published: head, head, room })
+    }
+
+    /// Where the next request goes.
+    #[inline]
+    pub fn head(&self) -> Result<Slot, RingFault> {
+        slot(&self.mem, self.geometry, Word::SqeHead)
     }
 
     /// Completions that wait to be popped.
@@ -75,22 +81,75 @@ impl<M: RingMem> ClientRing<M> {
         Ok(self.geometry.distance(tail, head))
     }
 
-    /// Takes completions into `out`, oldest first; the count taken. Stops early when another thread pops at the
-    /// same time.
+    /// Takes completions into `out`, oldest first; the count taken. 0 when another thread pops at the same time.
     pub fn pop(&self, out: &mut [Cqe]) -> Result<usize, RingFault> {
+        self.pop_with(out.len(), |i, cqe| out[i] = cqe)
+    }
+
+    /// Shows up to `max` completions to `take`, oldest first, as `(position, completion)`, and then takes them all
+    /// with one step of `cqeTail`; the count taken. 0 when another thread pops at the same time: what `take` saw is
+    /// then the other thread's.
+    #[inline]
+    pub fn pop_with(&self, max: usize, mut take: impl FnMut(usize, Cqe)) -> Result<usize, RingFault> {
         let g = self.geometry;
-        let mut tail = slot(&self.mem, g, Word::CqeTail)?;
+        let tail = slot(&self.mem, g, Word::CqeTail)?;
         let ready = g.distance(tail, slot(&self.mem, g, Word::CqeHead)?) as usize;
-        for (taken, cqe) in out.iter_mut().take(ready).enumerate() {
-            let words: [u64; CQE_LEN / 8] = read(&self.mem, g.cqe_at(tail));
-            let next = g.next(tail);
-            if !self.mem.replace_index(Word::CqeTail as usize, tail.raw(), next.raw()) {
-                return Ok(taken);
-            }
-            *cqe = zerocopy::transmute!(words);
-            tail = next;
+        let count = ready.min(max);
+        let mut at = tail;
+        for i in 0..count {
+            let words: [u64; CQE_LEN / 8] = read(&self.mem, g.cqe_at(at));
+            take(i, zerocopy::transmute!(words));
+            at = g.next(at);
         }
-        Ok(ready.min(out.len()))
+        let taken = count == 0 || self.mem.replace_index(Word::CqeTail as usize, tail.raw(), at.raw());
+        Ok(if taken { count } else { 0 })
+    }
+}
+
+/// Requests on their way into a ring: written, and shown to the daemon by [`publish`](Self::publish). Dropping it
+/// forgets those that were not published.
+#[derive(Debug)]
+#[must_use = "nothing is pushed before `publish`"]
+pub struct PushBatch<'a, M> {
+    ring: &'a ClientRing<M>,
+    published: Slot,
+    head: Slot,
+    room: u32,
+}
+
+impl<M: RingMem> PushBatch<'_, M> {
+    /// Requests that the submission queue still has room for.
+    pub fn room(&self) -> u32 {
+        self.room
+    }
+
+    /// Writes a request in argument slot `args_slot`. `false`: the submission queue is full, nothing was written.
+    ///
+    /// # Panics
+    /// When `args_slot` is not below `entries`.
+    #[inline]
+    pub fn push(&mut self, args_slot: u32, args: &Args) -> bool {
+        let g = self.ring.geometry;
+        assert!(args_slot < g.entries(), "argument slot {args_slot} of {}", g.entries());
+        if self.room == 0 {
+            return false;
+        }
+        let words: [u64; ARGS_LEN / 8] = zerocopy::transmute!(*args);
+        write(&self.ring.mem, g.args_at(args_slot), &words);
+        let sqe = Sqe { index: args_slot as i32, pad: 0, userdata: args.userdata };
+        let words: [u64; SQE_LEN / 8] = zerocopy::transmute!(sqe);
+        write(&self.ring.mem, g.sqe_at(self.head), &words);
+        self.head = g.next(self.head);
+        self.room -= 1;
+        true
+    }
+
+    /// Shows the requests to the daemon.
+    #[inline]
+    pub fn publish(self) {
+        if self.head != self.published {
+            self.ring.mem.store_index(Word::SqeHead as usize, self.head.raw());
+        }
     }
 }
 
@@ -216,6 +275,7 @@ impl<M: RingMem> ServerRing<M> {
     ///
     /// # Panics
     /// When `n` is more than [`claimed`](Self::claimed).
+    #[inline]
     pub fn publish(&mut self, n: u32) {
         (self.released, self.cq_head) = self.after(n);
         self.restore();

@@ -220,6 +220,7 @@ fn the_hostile_peer_reaches_every_fault_and_honest_requests_too() {
             Err(RingFault::IndexOutOfRange { .. }) => 1,
             Err(RingFault::ArgsOutOfRange { .. }) => 2,
             Err(RingFault::Overflow { .. }) => 3,
+            Err(fault @ RingFault::UnknownCompletion { .. }) => unreachable!("the client's to find: {fault}"),
         };
         seen[outcome] += 1;
     }

@@ -29,7 +29,8 @@ struct Load {
 impl Load {
     /// `BATCH` different blocks.
     fn blocks(&mut self) -> Vec<u64> {
-        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let first = (self.random >> 33) % BLOCKS;
         (0..BATCH as u64).map(|i| (first + i * 17) % BLOCKS).collect()
     }

@@ -1,0 +1,373 @@
+//! Files that requests may name: the daemon wants their inode number, and the kernel must not forget the inode
+//! while requests fly, which an open duplicate of the fd ensures.
+//!
+//! The table that C and Python look file descriptors up in is dynamic: two levels of atomics, no lock and about
+//! three loads for a look-up. 3FS sizes its by the hard RLIMIT_NOFILE, which costs gigabytes in some containers.
+
+use crate::error::{Error, PrepError};
+use crate::mount::is_3fs;
+use rustix::fs::{AtFlags, OFlags, StatxFlags};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering, fence};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use usrbio_wire::Ino;
+
+/// What a file may be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Opened `O_RDONLY`.
+    Read,
+    /// Opened `O_WRONLY`.
+    Write,
+    /// Opened `O_RDWR`.
+    ReadWrite,
+}
+
+impl Access {
+    /// May it be read (`true`) or written (`false`)?
+    #[inline]
+    pub fn allows(self, read: bool) -> bool {
+        self != if read { Access::Write } else { Access::Read }
+    }
+}
+
+/// A file as a request names it. Whoever makes one keeps the file open for as long as requests use it:
+/// [`RegisteredFile`] does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileId {
+    /// Its inode number on the mount.
+    pub ino: Ino,
+    /// What it was opened for.
+    pub access: Access,
+}
+
+impl FileId {
+    /// The file behind `fd`, which must be on a 3FS mount.
+    pub fn of(fd: BorrowedFd<'_>) -> Result<FileId, Error> {
+        if !is_3fs(fd) {
+            return Err(Error::NotOn3fs(fd.as_raw_fd()));
+        }
+        let failed = |what| Error::os(what, PathBuf::from(format!("fd {}", fd.as_raw_fd())));
+        let how = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = rustix::fs::statx(fd, c"", how, StatxFlags::INO).map_err(failed("stat"))?;
+        let mode = rustix::fs::fcntl_getfl(fd).map_err(failed("get the flags of"))? & OFlags::RWMODE;
+        let access = match mode {
+            OFlags::WRONLY => Access::Write,
+            OFlags::RDWR => Access::ReadWrite,
+            _ => Access::Read,
+        };
+        Ok(FileId { ino: Ino(stat.stx_ino), access })
+    }
+}
+
+/// A file of a 3FS mount, kept known to the daemon until it is dropped.
+#[derive(Debug)]
+pub struct RegisteredFile {
+    id: FileId,
+    dup: OwnedFd,
+}
+
+impl RegisteredFile {
+    /// Registers the file behind `fd`; the fd itself may be closed afterwards.
+    pub fn new(fd: impl AsFd) -> Result<RegisteredFile, Error> {
+        let fd = fd.as_fd();
+        let id = FileId::of(fd)?;
+        // From 3 on, so that a handle, which is the negative number, is never 0.
+        let dup = rustix::io::fcntl_dupfd_cloexec(fd, 3)
+            .map_err(Error::os("duplicate", format!("fd {}", fd.as_raw_fd())))?;
+        Ok(RegisteredFile { id, dup })
+    }
+
+    /// As requests name it.
+    pub fn id(&self) -> FileId {
+        self.id
+    }
+}
+
+const CHUNK: usize = 1 << 11;
+const CHUNKS: usize = 1 << 14;
+const MAX_FDS: usize = CHUNK * CHUNKS;
+
+/// One fd number. `ino` belongs to `meta` if `meta` is the same before and after `ino` is read.
+#[derive(Debug)]
+struct Entry {
+    meta: AtomicU64,
+    ino: AtomicU64,
+}
+
+/// What an [`Entry`]'s `meta` says. From the lowest bit: 2 bits 0 (empty) or 1 + access, 1 bit whether the number
+/// is the duplicate, 29 bits version, 32 bits the other number of the same file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Meta(u64);
+
+impl Meta {
+    const STATE: u64 = 0b11;
+    const IS_DUP: u64 = 0b100;
+    const ONE_VERSION: u64 = 0b1000;
+    const VERSION: u64 = 0xffff_fff8;
+
+    fn next_version(self) -> u64 {
+        (self.0 & Meta::VERSION).wrapping_add(Meta::ONE_VERSION) & Meta::VERSION
+    }
+
+    fn emptied(self) -> Meta {
+        Meta(self.next_version())
+    }
+
+    fn filled(self, access: Access, is_dup: bool, other: u32) -> Meta {
+        let state = 1 + access as u64;
+        let dup = if is_dup { Meta::IS_DUP } else { 0 };
+        Meta(state | dup | self.next_version() | u64::from(other) << 32)
+    }
+
+    fn access(self) -> Option<Access> {
+        match self.0 & Meta::STATE {
+            0 => None,
+            1 => Some(Access::Read),
+            2 => Some(Access::Write),
+            _ => Some(Access::ReadWrite),
+        }
+    }
+
+    fn is_dup(self) -> bool {
+        self.0 & Meta::IS_DUP != 0
+    }
+
+    fn other(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+impl Entry {
+    const fn new() -> Entry {
+        Entry { meta: AtomicU64::new(0), ino: AtomicU64::new(0) }
+    }
+
+    fn meta(&self) -> Meta {
+        Meta(self.meta.load(Ordering::Acquire))
+    }
+
+    #[inline]
+    fn read(&self) -> Option<FileId> {
+        loop {
+            let before = self.meta();
+            let access = before.access()?;
+            let ino = Ino(self.ino.load(Ordering::Acquire));
+            if self.meta() == before {
+                return Some(FileId { ino, access });
+            }
+        }
+    }
+
+    /// Writers hold the table's lock.
+    fn fill(&self, id: FileId, is_dup: bool, other: u32) {
+        self.clear();
+        // A reader that sees the new `ino` also sees the entry emptied before.
+        fence(Ordering::Release);
+        self.ino.store(id.ino.0, Ordering::Relaxed);
+        self.meta.store(self.meta().filled(id.access, is_dup, other).0, Ordering::Release);
+    }
+
+    fn clear(&self) {
+        self.meta.store(self.meta().emptied().0, Ordering::Release);
+    }
+}
+
+type Chunk = [Entry; CHUNK];
+
+/// The table of registered file descriptors of a process.
+#[derive(Debug)]
+pub struct FdTable {
+    /// Made when they are first needed and freed with the table: readers hold no lock. NULL before, so that the
+    /// static table takes no room in the file.
+    chunks: [AtomicPtr<Chunk>; CHUNKS],
+    writers: Mutex<()>,
+}
+
+/// The table that the C and the Python interface share.
+pub static TABLE: FdTable = FdTable::new();
+
+impl FdTable {
+    const fn new() -> FdTable {
+        FdTable { chunks: [const { AtomicPtr::new(ptr::null_mut()) }; CHUNKS], writers: Mutex::new(()) }
+    }
+
+    /// Registers `fd` and answers its handle, a negative number; requests may name either.
+    pub fn register(&self, fd: BorrowedFd<'_>) -> Result<i32, Error> {
+        let number = fd.as_raw_fd().unsigned_abs();
+        let RegisteredFile { id, dup } = RegisteredFile::new(fd)?;
+        let handle = dup.as_raw_fd().unsigned_abs();
+        let stale = {
+            let _writing = self.lock();
+            let entries = (self.entry_or_new(number), self.entry_or_new(handle));
+            let (Some(by_number), Some(by_handle)) = entries else {
+                let what = format!("fd {}, beyond the table of {MAX_FDS} files", number.max(handle));
+                return Err(Error::os("register", what)(Errno::BADF));
+            };
+            if by_number.meta().access().is_some() {
+                return Err(Error::AlreadyRegistered(fd.as_raw_fd()));
+            }
+            // The kernel just gave us this number: what is registered under it was closed behind our back.
+            let stale = self.forget(handle).filter(|closing| *closing != handle);
+            by_number.fill(id, false, handle);
+            by_handle.fill(id, true, number);
+            stale
+        };
+        close(stale);
+        // The table owns the duplicate from here; `deregister` closes it.
+        Ok(-dup.into_raw_fd())
+    }
+
+    /// Ends a registration by the fd's number, also when that is closed already, or by the handle. Does nothing
+    /// for others.
+    pub fn deregister(&self, fd_or_handle: i32) {
+        let closing = {
+            let _writing = self.lock();
+            self.forget(fd_or_handle.unsigned_abs())
+        };
+        close(closing);
+    }
+
+    /// The file registered under an fd's number or its handle.
+    #[inline]
+    pub fn lookup(&self, fd_or_handle: i32) -> Result<FileId, PrepError> {
+        let number = fd_or_handle.unsigned_abs();
+        if number as usize >= MAX_FDS {
+            return Err(PrepError::BadFd(fd_or_handle));
+        }
+        self.entry(number).and_then(Entry::read).ok_or(PrepError::NotRegistered(fd_or_handle))
+    }
+
+    #[inline]
+    fn entry(&self, number: u32) -> Option<&Entry> {
+        let number = number as usize;
+        let chunk = self.chunks.get(number / CHUNK)?.load(Ordering::Acquire);
+        // SAFETY: NULL, or a box that `entry_or_new` leaked and that lives as long as the table.
+        unsafe { chunk.as_ref() }.map(|chunk| &chunk[number % CHUNK])
+    }
+
+    /// The lock is held: nobody else makes chunks meanwhile.
+    fn entry_or_new(&self, number: u32) -> Option<&Entry> {
+        let place = self.chunks.get(number as usize / CHUNK)?;
+        if place.load(Ordering::Relaxed).is_null() {
+            let chunk: Box<Chunk> = Box::new([const { Entry::new() }; CHUNK]);
+            place.store(Box::into_raw(chunk), Ordering::Release);
+        }
+        self.entry(number)
+    }
+
+    /// Clears both entries of a registration and tells the duplicate to close. The lock is held.
+    fn forget(&self, number: u32) -> Option<u32> {
+        let entry = self.entry(number)?;
+        let meta = entry.meta();
+        meta.access()?;
+        entry.clear();
+        if let Some(other) = self.entry(meta.other()) {
+            other.clear();
+        }
+        Some(if meta.is_dup() { number } else { meta.other() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.writers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for FdTable {
+    fn drop(&mut self) {
+        for chunk in &mut self.chunks {
+            let chunk = *chunk.get_mut();
+            if !chunk.is_null() {
+                // SAFETY: a box that `entry_or_new` leaked; nobody borrows the table any more.
+                drop(unsafe { Box::from_raw(chunk) });
+            }
+        }
+    }
+}
+
+/// Closes a duplicate that the table has forgotten.
+fn close(dup: Option<u32>) {
+    if let Some(dup) = dup {
+        // SAFETY: `register` gave this descriptor to the table, and only `forget` takes it out again, once.
+        drop(unsafe { OwnedFd::from_raw_fd(dup as RawFd) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A table entry without a 3FS mount: the duplicate is real.
+    fn insert(table: &FdTable, number: u32, id: FileId) -> u32 {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let dup = OwnedFd::from(file).into_raw_fd() as u32;
+        table.entry_or_new(number).unwrap().fill(id, false, dup);
+        table.entry_or_new(dup).unwrap().fill(id, true, number);
+        dup
+    }
+
+    fn is_open(fd: u32) -> bool {
+        std::path::Path::new(&format!("/proc/self/fd/{fd}")).symlink_metadata().is_ok()
+    }
+
+    const ID: FileId = FileId { ino: Ino(77), access: Access::Write };
+
+    #[test]
+    fn number_and_handle_find_the_same_file() {
+        let table = Box::new(FdTable::new());
+        let dup = insert(&table, 500_000, ID);
+        assert_eq!(table.lookup(500_000), Ok(ID));
+        assert_eq!(table.lookup(-(dup as i32)), Ok(ID));
+        table.deregister(-(dup as i32));
+        assert_eq!(table.lookup(500_000), Err(PrepError::NotRegistered(500_000)));
+    }
+
+    #[test]
+    fn deregistering_by_number_closes_the_duplicate_of_a_closed_fd() {
+        let table = Box::new(FdTable::new());
+        let dup = insert(&table, 600_000, ID);
+        table.deregister(600_000);
+        // Another test's thread may have got the number already; then it is no longer ours to judge.
+        let target = std::fs::read_link(format!("/proc/self/fd/{dup}")).ok();
+        assert!(!is_open(dup) || target.is_some_and(|t| t != std::path::Path::new("/dev/null")));
+        table.deregister(600_000);
+    }
+
+    #[test]
+    fn numbers_beyond_the_table_are_invalid_not_unregistered() {
+        for fd in [i32::MIN, i32::MAX, MAX_FDS as i32] {
+            let error = TABLE.lookup(fd).unwrap_err();
+            assert_eq!((error, error.errno()), (PrepError::BadFd(fd), libc::EINVAL));
+        }
+        assert_eq!(TABLE.lookup(MAX_FDS as i32 - 1).unwrap_err().errno(), libc::EBADF);
+    }
+
+    #[test]
+    fn a_file_of_another_file_system_is_not_registered() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert_eq!(TABLE.register(file.as_fd()).unwrap_err().errno(), libc::EBADF);
+    }
+
+    #[test]
+    fn a_reader_never_sees_one_files_inode_with_the_others_access() {
+        let entry = Entry::new();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    if let Some(id) = entry.read() {
+                        assert_eq!(id.ino.0 == 1, id.access == Access::Read);
+                    }
+                }
+            });
+            for _ in 0..200_000 {
+                entry.fill(FileId { ino: Ino(1), access: Access::Read }, false, 0);
+                entry.fill(FileId { ino: Ino(2), access: Access::Write }, false, 0);
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+    }
+}
