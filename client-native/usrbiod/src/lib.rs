@@ -9,12 +9,18 @@
 //! What a successor must know after a crash is in [`state`], a file that outlives the process; the fds that it
 //! needs are with the peer on the [`control`] socket.
 
+pub mod cli;
+pub mod clients;
 pub mod control;
+pub mod daemon;
 pub mod fs;
 pub mod fuse;
 pub mod metrics;
+pub mod metrics_http;
 pub mod ring;
+pub mod run;
 pub mod session;
+pub mod standalone;
 pub mod state;
 pub mod sys;
 pub mod types;

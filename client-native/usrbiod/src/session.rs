@@ -1,13 +1,18 @@
 //! A session: one FUSE mount with its backing directory, its shared memory, and everything that its clients
 //! registered.
 
-use crate::fs::Fs;
-use crate::fuse::Channel;
+use crate::clients::ClientWatch;
+use crate::control::Keeper;
+use crate::fs::locks::LockTable;
+use crate::fs::{FdCache, Fs};
+use crate::fuse::{Channel, Pool};
 use crate::metrics::SessionMetrics;
-use crate::ring::SessionRings;
+use crate::ring::{Engine, RingsConfig, SessionRings};
 use crate::state::SessionState;
-use crate::virt::Virt;
+use crate::types::Result;
+use crate::virt::{Parts, UserConf, Virt};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -72,6 +77,10 @@ pub struct SessionFds {
 pub struct Session {
     /// As asked.
     pub config: SessionConfig,
+    /// Unique in the daemon; the session's name in lock owners and among the pool's events.
+    pub number: u32,
+    /// Locks of all sessions of the daemon.
+    pub locks: Arc<LockTable>,
     /// The `/dev/fuse` fd.
     pub channel: Arc<Channel>,
     /// What a successor must know.
@@ -82,6 +91,67 @@ pub struct Session {
     pub fs: Arc<Fs>,
     /// Registered Iovs and rings.
     pub rings: Arc<SessionRings>,
+    /// What users set by `set-conf`.
+    pub conf: Arc<UserConf>,
     /// The `3fs-virt` tree and the ioctls.
     pub virt: Virt,
+}
+
+/// What all sessions of a daemon share.
+pub struct Shared {
+    /// Who keeps fds.
+    pub keeper: Arc<Keeper>,
+    /// Locks.
+    pub locks: Arc<LockTable>,
+    /// `O_PATH` fds of nodes.
+    pub fds: Arc<FdCache>,
+    /// The FUSE workers.
+    pub pool: Arc<Pool>,
+    /// The ring workers.
+    pub engine: Arc<Engine>,
+}
+
+impl Session {
+    /// Puts a session together; the pool does not serve it yet. `kept`: what a predecessor registered is taken over with
+    /// these fds. Beside it, the number of registrations that were lost.
+    pub fn new(
+        config: SessionConfig,
+        fds: SessionFds,
+        state: Arc<SessionState>,
+        shared: &Shared,
+        number: u32,
+        kept: Option<HashMap<String, OwnedFd>>,
+    ) -> Result<(Session, usize)> {
+        let channel = Arc::new(Channel::new(fds.fuse, config.passthrough, &state.header())?);
+        let metrics = Arc::new(SessionMetrics::default());
+        let fs = Fs::new(channel.clone(), state.clone(), fds.backing, config.read_only, shared.fds.clone())?;
+        let fs = Arc::new(fs);
+        let rings = RingsConfig {
+            session: config.name.clone(),
+            files: fs.clone(),
+            state: state.clone(),
+            metrics: metrics.clone(),
+            keeper: shared.keeper.clone(),
+            shm: fds.shm,
+            limits: config.limits,
+            read_only: config.read_only,
+        };
+        let rings = Arc::new(SessionRings::new(rings, &shared.engine)?);
+        let lost = kept.map_or(0, |kept| rings.resume(kept));
+        let conf = Arc::new(UserConf::new(state.clone(), config.read_only));
+        let virt = Virt::new(Parts {
+            cluster: config.cluster.clone(),
+            mount_point: config.mount_point.clone(),
+            read_only: config.read_only,
+            channel: channel.clone(),
+            state: state.clone(),
+            fs: fs.clone(),
+            rings: rings.clone(),
+            conf: conf.clone(),
+            clients: ClientWatch::new(&rings, shared.pool.clone()),
+        });
+        let locks = shared.locks.clone();
+        locks.attach(number, state.clone());
+        Ok((Session { config, number, locks, channel, state, metrics, fs, rings, conf, virt }, lost))
+    }
 }

@@ -1,8 +1,8 @@
 //! Clients that die, at any moment and in any way.
 
-mod common;
+mod served;
 
-use common::{Served, verify_client, wait_until};
+use served::{Served, verify_client, wait_until};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -35,7 +35,8 @@ fn client(served: &Served, file: &str) -> Child {
 #[test]
 fn five_hundred_killed_clients_leave_nothing_and_the_others_go_on() {
     let served = Served::on_disk();
-    let mut witness = verify_client(&served.mount().join("witness")).arg("600").stdout(Stdio::piped()).spawn().unwrap();
+    let mut witness =
+        verify_client(&served.mount().join("witness")).arg("600").stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(witness.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "running\n");

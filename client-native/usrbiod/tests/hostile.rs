@@ -1,8 +1,8 @@
 //! A client that breaks every rule of the ring protocol, against a live daemon.
 
-mod common;
+mod served;
 
-use common::Served;
+use served::Served;
 use rustix::mm::{MapFlags, ProtFlags};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -64,8 +64,15 @@ impl Client {
         let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
         // SAFETY: a new mapping, never unmapped.
         let base = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), 32, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0)
-                .unwrap()
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                32,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                &file,
+                0,
+            )
+            .unwrap()
         };
         // SAFETY: mapped for the rest of the process's life, aligned to a page.
         let mem = unsafe { SharedMem::new(base.cast(), 32) };
@@ -114,7 +121,7 @@ fn correct_read(client: &Client, file: &Path, expect: u64) {
     };
     let end = ClientRing::new(ring.mem, geometry);
     assert!(end.push(0, &args).unwrap());
-    common::wait_until("a correct request is answered", || {
+    served::wait_until("a correct request is answered", || {
         client.post();
         end.completed().unwrap() == 1
     });
@@ -208,11 +215,35 @@ fn broken_names(client: &Client) {
         random ^= random << 17;
         random % n
     };
-    let parts = ["r0", "w0", "r-4", "b4096", "b0", "ph", "pl", "px", "t0", "t-1", "f1", "f12", "", "gdr.d0", "r99999999999"];
+    let parts = [
+        "r0",
+        "w0",
+        "r-4",
+        "b4096",
+        "b0",
+        "ph",
+        "pl",
+        "px",
+        "t0",
+        "t-1",
+        "f1",
+        "f12",
+        "",
+        "gdr.d0",
+        "r99999999999",
+    ];
     let target = shm.path.to_str().unwrap().to_owned();
-    let targets = ["/dev/shm/../etc/passwd", "/dev/shm/", "/etc/passwd", "relative", "/dev/shm/none", "/dev/shm/./x/../y"];
+    let targets = [
+        "/dev/shm/../etc/passwd",
+        "/dev/shm/",
+        "/etc/passwd",
+        "relative",
+        "/dev/shm/none",
+        "/dev/shm/./x/../y",
+    ];
     for _ in 0..NAMES {
-        let mut name = Uuid::from_u128(u128::from(below(u64::MAX)) << 64 | u128::from(below(u64::MAX))).to_string();
+        let mut name =
+            Uuid::from_u128(u128::from(below(u64::MAX)) << 64 | u128::from(below(u64::MAX))).to_string();
         for _ in 0..below(5) {
             name = format!("{name}.{}", parts[below(parts.len() as u64) as usize]);
         }

@@ -1,8 +1,8 @@
 //! Outside judges of the mount: programs that others wrote to find broken file systems.
 
-mod common;
+mod served;
 
-use common::{Served, disk_dir, run, succeed};
+use served::{Served, disk_dir, run, succeed};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
@@ -18,7 +18,10 @@ fn fsx_finds_no_wrong_byte_in_reads_writes_truncates_and_maps() {
             let file = served.mount().join(format!("fsx-{mode}-{seed}"));
             succeed(
                 120,
-                Command::new("fsx").args(["-q", "-N", "4000", "-S", seed, "-P"]).arg(served.backing()).arg(file),
+                Command::new("fsx")
+                    .args(["-q", "-N", "4000", "-S", seed, "-P"])
+                    .arg(served.backing())
+                    .arg(file),
             );
         }
     }
@@ -33,11 +36,20 @@ fn fio_verifies_what_it_wrote_with_every_kind_of_io() {
                 120,
                 Command::new("fio")
                     .args(["--name=verify", "--rw=randrw", "--bsrange=512-64k", "--bs_unaligned=0"])
-                    .args(["--blockalign=4k", "--size=24m", "--iodepth=8", "--verify=crc32c", "--verify_fatal=1"])
+                    .args([
+                        "--blockalign=4k",
+                        "--size=24m",
+                        "--iodepth=8",
+                        "--verify=crc32c",
+                        "--verify_fatal=1",
+                    ])
                     .args(["--bsrange=4k-64k", "--do_verify=1", "--thread"])
                     .arg(format!("--ioengine={engine}"))
                     .arg(format!("--direct={direct}"))
-                    .arg(format!("--filename={}", served.mount().join(format!("{mode}-{engine}-{direct}")).display())),
+                    .arg(format!(
+                        "--filename={}",
+                        served.mount().join(format!("{mode}-{engine}-{direct}")).display()
+                    )),
             );
         }
     }
@@ -51,7 +63,12 @@ fn sqlite_keeps_its_database_whole_under_concurrent_writers() {
         let sql = |text: &str| {
             let script = format!(".timeout 30000\n{text}");
             let mut command = Command::new("sqlite3");
-            command.arg("-batch").arg(&db).arg("-cmd").arg(".timeout 30000").arg(script.replace(".timeout 30000\n", ""));
+            command
+                .arg("-batch")
+                .arg(&db)
+                .arg("-cmd")
+                .arg(".timeout 30000")
+                .arg(script.replace(".timeout 30000\n", ""));
             command
         };
         succeed(30, &mut sql(&format!("PRAGMA journal_mode={journal}; CREATE TABLE t(writer, n);")));
@@ -97,9 +114,38 @@ fn stress(dir: &Path) -> BTreeSet<String> {
     // Left out: what needs the machine's own files or mounts (ramfs, tmpfs mounts), what fills the disk or measures
     // inotify and fanotify of directories that a network file system has no events for, and binderfs.
     const STRESSORS: [&str; 32] = [
-        "access", "chattr", "chdir", "chmod", "chown", "copy-file", "dentry", "dir", "dirdeep", "dirmany", "dup",
-        "eventfd", "fallocate", "fault", "fcntl", "file-ioctl", "filename", "flock", "fpunch", "fstat", "getdent", "hdd",
-        "link", "locka", "lockf", "lockofd", "open", "rename", "seek", "symlink", "utime", "xattr",
+        "access",
+        "chattr",
+        "chdir",
+        "chmod",
+        "chown",
+        "copy-file",
+        "dentry",
+        "dir",
+        "dirdeep",
+        "dirmany",
+        "dup",
+        "eventfd",
+        "fallocate",
+        "fault",
+        "fcntl",
+        "file-ioctl",
+        "filename",
+        "flock",
+        "fpunch",
+        "fstat",
+        "getdent",
+        "hdd",
+        "link",
+        "locka",
+        "lockf",
+        "lockofd",
+        "open",
+        "rename",
+        "seek",
+        "symlink",
+        "utime",
+        "xattr",
     ];
     STRESSORS
         .iter()

@@ -1,8 +1,8 @@
 //! `kill -9` of the daemon under load: a successor goes on, and no client sees an error or a wrong byte.
 
-mod common;
+mod served;
 
-use common::{Served, disk_dir, wait_until};
+use served::{Served, disk_dir, wait_until};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, symlink};
@@ -103,7 +103,8 @@ fn under_kills(served: &Served, kills: usize, work: &[&(dyn Fn(&AtomicBool, &Ato
             wait_until("all go on after a kill", || {
                 let goes_on = |(p, b): (&AtomicU64, &u64)| p.load(Ordering::Relaxed) > b + 1;
                 stop.load(Ordering::Relaxed)
-                    || daemon_of(served.pid()).is_some_and(|d| d != daemon) && progress.iter().zip(&before).all(goes_on)
+                    || daemon_of(served.pid()).is_some_and(|d| d != daemon)
+                        && progress.iter().zip(&before).all(goes_on)
             });
             longest = longest.max(killed.elapsed());
             // A moment that differs each time, so that kills hit every step of the work.
@@ -159,7 +160,7 @@ fn a_daemon_killed_a_hundred_times_loses_no_file_operation() {
 /// A client in a process of its own, which checks all that it reads through rings.
 fn ring_load(file: PathBuf) -> impl Fn(&AtomicBool, &AtomicU64) + Sync {
     move |stop, progress| {
-        let mut child = common::verify_client(&file).arg("600").spawn().unwrap();
+        let mut child = served::verify_client(&file).arg("600").spawn().unwrap();
         while !stop.load(Ordering::Relaxed) {
             // Its own time limit for a batch ends it when the daemon does not go on.
             let ended = child.try_wait().unwrap();
@@ -190,8 +191,13 @@ fn locks_open_files_and_maps_outlive_the_daemon() {
     let (held, other) = (open(), open());
     flock(&held, FlockOperation::LockExclusive).unwrap();
     let unlinked_path = served.mount().join("unlinked");
-    let unlinked =
-        OpenOptions::new().create_new(true).read(true).write(true).custom_flags(0).open(&unlinked_path).unwrap();
+    let unlinked = OpenOptions::new()
+        .create_new(true)
+        .read(true)
+        .write(true)
+        .custom_flags(0)
+        .open(&unlinked_path)
+        .unwrap();
     fs::remove_file(&unlinked_path).unwrap();
     let daemon = daemon_of(served.pid()).unwrap();
     rustix::process::kill_process(daemon, rustix::process::Signal::KILL).unwrap();

@@ -1,11 +1,13 @@
 //! A backing file that rings read and write.
 
-use crate::types::{Ino, NodeId};
+use crate::types::{Errno, Ino, NodeId, Result};
+use rustix::fs::FileType;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// An open backing file, shared by all rings of a session. It lives from the first ring request until the last open file
-/// description on the mount is closed.
+/// An open backing file, shared by all rings of a session and by the kernel's requests that come without passthrough. It lives
+/// from the first request until the last open file description on the mount is closed.
+#[derive(Debug)]
 pub struct BackingFile {
     /// Opened `O_RDONLY`, or `O_RDWR` for writing rings.
     pub fd: OwnedFd,
@@ -21,4 +23,28 @@ pub struct BackingFile {
     pub closed: AtomicBool,
     /// Bytes `0..dense_end` are known to hold no hole. Truncation and hole punching on this mount set it to 0.
     pub dense_end: AtomicU64,
+}
+
+impl BackingFile {
+    /// Wraps `fd`, which must be a regular file: anything else could block, or have effects, when read.
+    pub(super) fn new(fd: OwnedFd, direct: Option<OwnedFd>, node: NodeId, ino: Ino) -> Result<BackingFile> {
+        if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) != FileType::RegularFile {
+            return Err(Errno::BADF);
+        }
+        let in_memory = is_in_memory(&fd)?;
+        let (closed, dense_end) = (AtomicBool::new(false), AtomicU64::new(0));
+        Ok(BackingFile { fd, direct, node, ino, in_memory, closed, dense_end })
+    }
+
+    /// A part of the file may have become a hole.
+    pub(super) fn may_have_holes(&self) {
+        self.dense_end.store(0, Ordering::Release);
+    }
+}
+
+fn is_in_memory(fd: &OwnedFd) -> Result<bool> {
+    const TMPFS: u32 = 0x0102_1994;
+    const RAMFS: u32 = 0x8584_58f6;
+    // The magic is a `long` whose upper half repeats the sign of the lower one on some file systems.
+    Ok(matches!(rustix::fs::fstatfs(fd)?.f_type as u32, TMPFS | RAMFS))
 }

@@ -1,38 +1,111 @@
 //! The backing directory as a file system.
+//!
+//! Operations take what the kernel's request names and return what its reply needs; they know nothing of wire bytes.
+//! Every operation that returns an [`Entry`](crate::types::Entry) takes one lookup on its node, which
+//! [`Fs::forget`] gives back.
+//!
+//! The kernel checks permissions (`default_permissions`); the daemon acts with capabilities that pass every
+//! check, and only creates as the caller.
 
+mod attrs;
 mod backing;
-pub use backing::BackingFile;
+mod dirs;
+mod fd_cache;
+mod io;
+pub mod locks;
+mod names;
+mod nodes;
+mod opens;
+#[cfg(test)]
+mod tests;
+mod types;
 
-use crate::types::{Ino, NodeId, Owner, Result};
+pub use backing::BackingFile;
+pub use fd_cache::FdCache;
+pub use types::{DirEntry, Opened, SetAttr, SetTime, Statfs, Statx};
+
+use crate::fuse::Channel;
+use crate::state::SessionState;
+use crate::types::{Errno, Ino, NodeId, Owner, Result};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// The backing directory of one session as a file system.
-pub struct Fs {}
+pub struct Fs {
+    channel: Arc<Channel>,
+    read_only: bool,
+    nodes: nodes::Nodes,
+    opens: opens::Opens,
+    dirs: dirs::Dirs,
+}
 
 impl Fs {
+    /// Serves `backing`. What `state` holds of nodes and open files, from a predecessor, is taken over.
+    pub fn new(
+        channel: Arc<Channel>,
+        state: Arc<SessionState>,
+        backing: OwnedFd,
+        read_only: bool,
+        fds: Arc<FdCache>,
+    ) -> Result<Fs> {
+        let nodes = nodes::Nodes::new(state.clone(), backing, fds)?;
+        let opens = opens::Opens::new(state, channel.clone(), &nodes);
+        Ok(Fs { channel, read_only, nodes, opens, dirs: dirs::Dirs::default() })
+    }
+
+    fn writable(&self) -> Result<()> {
+        if self.read_only { Err(Errno::ROFS) } else { Ok(()) }
+    }
+
     /// The node that the kernel knows under inode number `ino` (1 is the root, as in the ioctls of 3FS).
     pub fn node_of(&self, ino: Ino) -> Option<NodeId> {
-        let _ = ino;
-        todo!()
+        self.nodes.by_ino(ino)
     }
 
     /// An `O_PATH` fd of a node.
     pub fn path_fd(&self, node: NodeId) -> Result<Arc<OwnedFd>> {
-        let _ = node;
-        todo!()
+        self.nodes.path_fd(node)
+    }
+
+    /// `(st_dev, st_ino)` of the backing inode: the key of locks.
+    pub fn backing_key(&self, node: NodeId) -> Result<(u64, u64)> {
+        self.nodes.key(node)
     }
 
     /// The backing file of an inode for ring I/O. `EBADF`: no regular file that the kernel knows and that is open in
     /// this session. `EACCES`: `owner` has no open file description for that direction and may not open one.
+    /// `EROFS`: a write in a session that is read-only.
     pub fn ring_file(&self, ino: Ino, owner: &Owner, write: bool) -> Result<Arc<BackingFile>> {
-        let _ = (ino, owner, write);
-        todo!()
+        if write {
+            self.writable()?;
+        }
+        let node = self.node_of(ino).ok_or(Errno::BADF)?;
+        self.opens.find(node).ok_or(Errno::BADF)?.ring_file(&self.nodes, owner, write)
     }
 
-    /// Rings wrote to `file`: the kernel's attributes of it are stale. Tells the kernel once until it asks again.
+    /// Rings wrote to `file`: the kernel's attributes of it are stale, and its pages where it does not use the backing
+    /// file's. Tells the kernel once until it asks again.
     pub fn written(&self, file: &BackingFile) {
-        let _ = file;
-        todo!()
+        let told = self.opens.find(file.node).is_some_and(|open| open.told.swap(true, Ordering::AcqRel));
+        if !told {
+            self.invalidate(file.node);
+        }
+    }
+
+    /// The kernel is about to be told of `node` as it is now: what rings write after this must be told anew.
+    fn asked(&self, node: NodeId) {
+        if let Some(open) = self.opens.find(node) {
+            open.told.store(false, Ordering::Release);
+        }
+    }
+
+    /// Makes the kernel ask again for attributes of `node`, and for data where it has pages of its own, now: before the
+    /// answer of the FSYNC ioctl. No lock is held: the kernel may wait here for a page that another thread reads.
+    pub fn invalidate(&self, node: NodeId) {
+        let offset = if self.opens.has_passthrough(node) { -1 } else { 0 };
+        if let Err(error) = self.channel.invalidate_inode(node, offset, 0) {
+            tracing::warn!(node = node.0, %error, "the kernel was not told of a change by a ring");
+        }
     }
 }

@@ -1,7 +1,49 @@
 //! USRBIO rings: registration, and the workers that execute their requests.
+//!
+//! * [`shm`](self): opens and maps what clients name; a peer may truncate it at any moment (`guard`).
+//! * `registry`: the Iovs and rings of a session ([`SessionRings`]), and what a successor must know of them.
+//! * `engine`, `worker`: who looks at which ring, and when it sleeps.
+//! * `job`, `exec`: one ring's turn, one request; `file` and `holes` know the backing file; `io` is the io_uring.
 
-use crate::types::{Caller, Errno, Owner, Result};
-use usrbio_wire::Priority;
+mod engine;
+mod exec;
+mod file;
+mod guard;
+mod holes;
+mod io;
+mod job;
+mod object;
+mod registry;
+mod sem;
+mod shm;
+mod slab;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+pub use engine::Engine;
+pub use registry::{RingsConfig, SessionRings, remove_semaphores};
+
+use crate::fs::{BackingFile, Fs};
+use crate::types::{Ino, Owner, Result};
+use std::sync::Arc;
+
+/// Where rings get their files from.
+pub trait Files: Send + Sync {
+    /// The backing file of an inode: see [`Fs::ring_file`].
+    fn ring_file(&self, ino: Ino, owner: &Owner, write: bool) -> Result<Arc<BackingFile>>;
+    /// Rings wrote to it: see [`Fs::written`].
+    fn written(&self, file: &BackingFile);
+}
+
+impl Files for Fs {
+    fn ring_file(&self, ino: Ino, owner: &Owner, write: bool) -> Result<Arc<BackingFile>> {
+        Fs::ring_file(self, ino, owner, write)
+    }
+    fn written(&self, file: &BackingFile) {
+        Fs::written(self, file);
+    }
+}
 
 /// A registered Iov or ring as `3fs-virt/iovs` shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,46 +60,4 @@ pub struct ObjectInfo {
     pub is_ring: bool,
     /// Bytes of the shared-memory file.
     pub len: u64,
-}
-
-/// The Iovs and rings of one session.
-pub struct SessionRings {}
-
-impl SessionRings {
-    /// Registers `name` for the shared memory at `target`: opens, checks, maps, and for a ring starts to serve it. All of
-    /// it is done when this returns. Errors as in the contract: `EINVAL` for the name, `EACCES` for the memory, `EMFILE` at
-    /// a limit, `EEXIST` for a name that is there.
-    pub fn register(&self, name: &str, target: &str, owner: &Owner) -> Result<ObjectInfo> {
-        let _ = (name, target, owner);
-        Err(Errno::NOSYS)
-    }
-
-    /// Drops a registration. `ENOENT`, or `EPERM` for somebody else's (root may drop any).
-    pub fn unregister(&self, name: &str, caller: &Caller) -> Result<()> {
-        let _ = (name, caller);
-        todo!()
-    }
-
-    /// The object of that name.
-    pub fn find(&self, name: &str) -> Option<ObjectInfo> {
-        let _ = name;
-        todo!()
-    }
-
-    /// All objects.
-    pub fn list(&self) -> Vec<ObjectInfo> {
-        todo!()
-    }
-
-    /// Where the link to the submit semaphore of a priority leads (`/dev/shm/sem.<name>`); `None` without a shm directory.
-    pub fn semaphore_target(&self, priority: Priority) -> Option<String> {
-        let _ = priority;
-        todo!()
-    }
-
-    /// Drops everything that matches, as when its process is gone; the number dropped.
-    pub fn reap(&self, gone: impl Fn(&Owner) -> bool) -> usize {
-        let _ = gone;
-        todo!()
-    }
 }

@@ -8,7 +8,7 @@ pub mod records;
 mod table;
 
 use crate::types::{Errno, Result};
-use records::{HeaderRec, LockRec, NodeRec, ObjectRec, OpenRec, ReplyRec};
+use records::{ConfRec, HeaderRec, LockRec, NodeRec, ObjectRec, OpenRec, ReplyRec};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -23,6 +23,7 @@ const OBJECTS: u32 = 1 << 16;
 const OPENS: u32 = 1 << 22;
 const LOCKS: u32 = 1 << 18;
 const NODES: u32 = 1 << 24;
+const SETTINGS: u32 = 1 << 16;
 
 /// The state of one session. Dropping it leaves the file.
 pub struct SessionState {
@@ -37,6 +38,8 @@ pub struct SessionState {
     pub locks: Table<LockRec>,
     /// Inodes that the kernel knows; node id = index + 2.
     pub nodes: Table<NodeRec>,
+    /// What users set by `set-conf`.
+    pub settings: Table<ConfRec>,
 }
 
 impl SessionState {
@@ -51,6 +54,12 @@ impl SessionState {
     /// A state that nothing outlives, for sessions that nobody takes over.
     pub fn anonymous() -> Result<SessionState> {
         SessionState::map(rustix::fs::memfd_create("usrbiod-state", rustix::fs::MemfdFlags::CLOEXEC)?)
+    }
+
+    /// Is there a state of session `name` in `dir`, of whatever version?
+    pub fn exists(dir: impl AsFd, name: &str) -> bool {
+        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::statat(dir, format!("{name}.state"), flags).is_ok()
     }
 
     /// Removes the state of session `name` from `dir`.
@@ -71,6 +80,7 @@ impl SessionState {
         let opens = section(Table::<OpenRec>::bytes(OPENS));
         let locks = section(Table::<LockRec>::bytes(LOCKS));
         let nodes = section(Table::<NodeRec>::bytes(NODES));
+        let settings = section(Table::<ConfRec>::bytes(SETTINGS));
         rustix::fs::ftruncate(&file, len as u64)?;
         let map = Arc::new(table::Mapping::new(&file, len)?);
         let header = Table::new(&map, 0, 1);
@@ -87,6 +97,7 @@ impl SessionState {
             opens: Table::new(&map, opens, OPENS),
             locks: Table::new(&map, locks, LOCKS),
             nodes: Table::new(&map, nodes, NODES),
+            settings: Table::new(&map, settings, SETTINGS),
         })
     }
 

@@ -143,11 +143,29 @@ pub struct ObjectRec {
     pub spare: u64,
 }
 
+/// A setting of `set-conf` that is not at its default.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ConfRec {
+    /// 1 for a user's, 2 for the session's.
+    pub tag: u32,
+    /// The user, for a user's.
+    pub uid: u32,
+    /// Bytes of the key in use.
+    pub key_len: u32,
+    /// Bytes of the value in use.
+    pub value_len: u32,
+    /// The key.
+    pub key: [u8; 72],
+    /// The value.
+    pub value: [u8; 40],
+}
+
 /// What became of a request, noted before its reply is written.
 #[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ReplyRec {
-    /// 0 for none, 1: about to be executed, 2: executed.
+    /// 0 for none, 1: about to be executed, 2: executed, 3: held by a worker that executes nothing.
     pub tag: u32,
     /// The FUSE opcode.
     pub opcode: u32,
@@ -165,6 +183,6 @@ pub struct ReplyRec {
     pub ino: u64,
     /// When it was begun, `CLOCK_REALTIME_COARSE` in ns.
     pub begun: u64,
-    /// Room for later versions.
-    pub spare: u64,
+    /// How the file handle was opened: `FOPEN_*` flags, and the backing id in the high half.
+    pub opened: u64,
 }

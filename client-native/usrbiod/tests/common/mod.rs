@@ -1,144 +1,170 @@
-//! What integration tests share: a daemon that serves a temporary directory, and waits with a deadline.
+//! A daemon process in a directory of its own, and a peer for it.
+#![allow(dead_code, reason = "each test file uses a part")]
 
-#![allow(dead_code)] // each test binary uses its own part
-
-use std::io::{BufRead, BufReader};
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
+use usrbiod::control::socket::Seqpacket;
 
-/// Waits until `done` holds; panics with `what` after 20 s.
-pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !done() {
-        assert!(Instant::now() < deadline, "timed out: {what}");
+/// Nothing takes this long.
+pub const LONG: Duration = Duration::from_secs(20);
+
+/// Control sockets, mounts and rings need root; elsewhere such tests say so and pass.
+pub fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("skipped: needs root");
+    }
+    root
+}
+
+/// Waits for a condition.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited for {what} in vain");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// A temporary directory on a disk file system (`cargo` makes its parent below `target/`).
-pub fn disk_dir() -> TempDir {
-    TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory")
+fn binary() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_usrbiod"));
+    command.stdin(Stdio::null());
+    command
 }
 
-/// `usrbiod serve` of a temporary directory, unmounted and removed when dropped.
-pub struct Served {
+/// Runs the command to its end.
+pub fn usrbiod(args: &[&str]) -> Output {
+    binary().args(args).output().unwrap()
+}
+
+/// Runs the command to its end as another user. The binary is copied to where that user may reach it.
+pub fn as_nobody(args: &[&str]) -> Output {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("usrbiod");
+    std::fs::copy(env!("CARGO_BIN_EXE_usrbiod"), &copy).unwrap();
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    Command::new(copy).args(args).uid(65534).gid(65534).output().unwrap()
+}
+
+/// Lets everybody look into a temporary directory.
+pub fn open_to_everybody(dir: &Path) {
+    std::fs::set_permissions(dir, PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+/// Sends bytes and waits for one message.
+pub fn exchange(socket: &Seqpacket, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> (Value, Vec<OwnedFd>) {
+    socket.send_within(bytes, fds, LONG).unwrap();
+    receive(socket)
+}
+
+/// Waits for one message.
+pub fn receive(socket: &Seqpacket) -> (Value, Vec<OwnedFd>) {
+    let message = socket.recv_within(LONG).unwrap().expect("the daemon hung up");
+    (serde_json::from_slice(&message.bytes).unwrap(), message.fds)
+}
+
+/// Sends a request and waits for one message.
+pub fn request(socket: &Seqpacket, value: &Value, fds: &[BorrowedFd<'_>]) -> (Value, Vec<OwnedFd>) {
+    exchange(socket, value.to_string().as_bytes(), fds)
+}
+
+/// `usrbiod daemon` with its files in a temporary directory.
+pub struct DaemonProcess {
+    dir: tempfile::TempDir,
     child: Child,
-    dir: TempDir,
 }
 
-impl Served {
-    /// Serves a new directory below `parent` with further arguments, and waits until it is mounted.
-    pub fn start(dir: TempDir, args: &[&str]) -> Served {
-        std::fs::create_dir(dir.path().join("data")).unwrap();
-        std::fs::create_dir(dir.path().join("mnt")).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_usrbiod"))
-            .arg("serve")
-            .args([dir.path().join("data"), dir.path().join("mnt")])
-            .args(args)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("usrbiod starts");
-        let mut ready = String::new();
-        let stdout = child.stdout.take().unwrap();
-        BufReader::new(stdout).read_line(&mut ready).unwrap();
-        let served = Served { child, dir };
-        assert!(ready.starts_with("serving "), "usrbiod says: {ready:?}");
-        served
+impl DaemonProcess {
+    pub fn start() -> DaemonProcess {
+        let dir = tempfile::tempdir().unwrap();
+        let child = spawn(dir.path());
+        let daemon = DaemonProcess { dir, child };
+        daemon.wait_ready();
+        daemon
     }
 
-    /// On disk, with passthrough.
-    pub fn on_disk() -> Served {
-        Served::start(disk_dir(), &[])
+    pub fn restart(&mut self) {
+        self.child = spawn(self.dir.path());
+        self.wait_ready();
     }
 
-    /// The mount point.
-    pub fn mount(&self) -> PathBuf {
-        self.dir.path().join("mnt")
+    fn wait_ready(&self) {
+        wait_until("the control socket", || Seqpacket::connect(&self.socket()).is_ok());
     }
 
-    /// The backing directory.
-    pub fn backing(&self) -> PathBuf {
-        self.dir.path().join("data")
-    }
-
-    /// Process id of `usrbiod serve`.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Stops it as a user would; true when it left with exit code 0.
-    pub fn stop(&mut self) -> bool {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            match self.child.try_wait() {
-                Ok(Some(status)) => return status.success(),
-                Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
-                _ => {
-                    let _ = self.child.kill();
-                    let _ = self.child.wait();
-                    return false;
-                }
-            }
-        }
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("control")
+    }
+
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    pub fn connect(&self) -> Seqpacket {
+        Seqpacket::connect(&self.socket()).unwrap()
+    }
+
+    pub fn open_fds(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
+    pub fn open_to_everybody(&self) {
+        open_to_everybody(self.dir.path());
+        std::fs::set_permissions(self.socket(), PermissionsExt::from_mode(0o666)).unwrap();
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn terminate(&mut self) -> ExitStatus {
+        terminate(&mut self.child)
+    }
+
+    pub fn http_get(&self, path: &str) -> String {
+        let mut stream = UnixStream::connect(self.dir.path().join("metrics")).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
     }
 }
 
-impl Drop for Served {
+impl Drop for DaemonProcess {
     fn drop(&mut self) {
-        self.stop();
-        if mounted(&self.mount()) {
-            let _ = rustix::mount::unmount(self.mount(), rustix::mount::UnmountFlags::DETACH);
-        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
-/// The example program `verify` of the client crate on `file`: ring I/O that checks every byte.
-pub fn verify_client(file: &Path) -> Command {
-    let tests = std::env::current_exe().unwrap();
-    let program = tests.parent().and_then(Path::parent).unwrap().join("examples/verify");
-    assert!(program.exists(), "{program:?} is missing; `cargo test --workspace` builds it");
-    let mut command = Command::new(program);
-    command.arg(file);
-    command
+fn spawn(dir: &Path) -> Child {
+    let mut command = binary();
+    command.arg("daemon").arg("--socket").arg(dir.join("control"));
+    command.arg("--state-dir").arg(dir.join("state")).arg("--metrics").arg(dir.join("metrics"));
+    command.spawn().unwrap()
 }
 
-/// Is something mounted at `path`?
-pub fn mounted(path: &Path) -> bool {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    table.lines().any(|line| line.split(' ').nth(4) == path.to_str())
-}
-
-/// Runs a command to its end, killing it after `seconds`.
-pub fn run(seconds: u32, command: &mut Command) -> Output {
-    let program = command.get_program().to_owned();
-    let mut bounded = Command::new("timeout");
-    bounded.arg("--kill-after=5").arg(seconds.to_string()).arg(&program).args(command.get_args());
-    if let Some(dir) = command.get_current_dir() {
-        bounded.current_dir(dir);
-    }
-    for (key, value) in command.get_envs() {
-        if let Some(value) = value {
-            bounded.env(key, value);
-        }
-    }
-    bounded.output().unwrap_or_else(|e| panic!("{program:?}: {e}; `make deps` installs what tests need"))
-}
-
-/// Runs a command that must succeed; its standard output.
-#[track_caller]
-pub fn succeed(seconds: u32, command: &mut Command) -> String {
-    let output = run(seconds, command);
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(
-        output.status.success(),
-        "{command:?}: {}\n{}\n{}",
-        output.status,
-        text(&output.stdout),
-        text(&output.stderr)
-    );
-    text(&output.stdout)
+/// Ends a process with SIGTERM.
+pub fn terminate(child: &mut Child) -> ExitStatus {
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let mut status = None;
+    wait_until("the process to end", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    status.unwrap()
 }

@@ -1,0 +1,416 @@
+//! The daemon: all sessions, and what they share.
+//!
+//! Attaching, detaching and draining may wait for storage, so they may run on any thread. A session's name is reserved
+//! while one of them works on it.
+
+use crate::control::Keeper;
+use crate::control::error::Refusal;
+use crate::control::message::{Hello, Kernel, Listed, OPS, PROTOCOL, Stats};
+use crate::fs::FdCache;
+use crate::fs::locks::LockTable;
+use crate::fuse::Pool;
+use crate::metrics::Sample;
+use crate::ring::Engine;
+use crate::session::{Session, SessionConfig, SessionFds, Shared};
+use crate::state::SessionState;
+use crate::types::{Errno, Result};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::FileType;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant};
+
+/// Longest time that ending or draining waits for I/O that is running.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Most `O_PATH` fds that are cached; half of what the process may open, if that is less.
+const CACHED_FDS: u64 = 1 << 16;
+
+/// All sessions, and what they share.
+pub struct Daemon {
+    state_dir: OwnedFd,
+    shared: Shared,
+    sessions: Mutex<BTreeMap<String, Attached>>,
+    /// Names that are being attached, detached or drained.
+    reserved: Mutex<HashSet<String>>,
+    draining: AtomicBool,
+    next_number: AtomicU32,
+}
+
+/// A session, and the fds that only a peer without its own needs.
+struct Attached {
+    session: Arc<Session>,
+    backing: OwnedFd,
+    shm: Option<OwnedFd>,
+}
+
+/// The fds of one session by their keys.
+pub type Keyed = Vec<(String, OwnedFd)>;
+
+impl Daemon {
+    /// A daemon without sessions, whose state files lie in `state_dir`. Its workers run.
+    pub fn new(state_dir: OwnedFd) -> Result<Arc<Daemon>> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let engine = Engine::start(cores)?;
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let cached = limit.map_or(CACHED_FDS, |limit| CACHED_FDS.min(limit / 2));
+        let weak: Arc<Mutex<Weak<Daemon>>> = Arc::default();
+        let by_pool = weak.clone();
+        let pool = Pool::new(move |session| {
+            let daemon = by_pool.lock().unwrap_or_else(|e| e.into_inner()).upgrade();
+            if let Some(daemon) = daemon {
+                daemon.unmounted(&session);
+            }
+        })?;
+        let shared = Shared {
+            keeper: Arc::default(),
+            locks: Arc::new(LockTable::default()),
+            fds: FdCache::new(cached as usize),
+            pool: Arc::new(pool),
+            engine,
+        };
+        let daemon = Arc::new(Daemon {
+            state_dir,
+            shared,
+            sessions: Mutex::default(),
+            reserved: Mutex::default(),
+            draining: AtomicBool::new(false),
+            next_number: AtomicU32::new(1),
+        });
+        *weak.lock().unwrap_or_else(|e| e.into_inner()) = Arc::downgrade(&daemon);
+        Ok(daemon)
+    }
+
+    /// Who keeps fds.
+    pub fn keeper(&self) -> &Arc<Keeper> {
+        &self.shared.keeper
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, BTreeMap<String, Attached>> {
+        self.sessions.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn all(&self) -> Vec<Arc<Session>> {
+        self.sessions().values().map(|attached| attached.session.clone()).collect()
+    }
+
+    fn session(&self, name: &str) -> Result<Arc<Session>, Refusal> {
+        let found = self.sessions().get(name).map(|attached| attached.session.clone());
+        found.ok_or_else(|| Refusal::SessionUnknown { session: name.chars().take(128).collect() })
+    }
+
+    fn reserve(&self, name: &str) -> Result<Reserved<'_>, Refusal> {
+        let mut reserved = self.reserved.lock().unwrap_or_else(|e| e.into_inner());
+        if !reserved.insert(name.to_owned()) {
+            return Err(Refusal::SessionBusy { session: name.to_owned() });
+        }
+        Ok(Reserved { daemon: self, name: name.to_owned() })
+    }
+
+    /// Body of `hello`.
+    pub fn hello(&self) -> Hello {
+        Hello {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: PROTOCOL,
+            pid: std::process::id(),
+            ops: OPS.map(str::to_owned).to_vec(),
+            draining: self.draining.load(Ordering::SeqCst),
+            sessions: self.sessions().len(),
+            kernel: kernel(),
+        }
+    }
+
+    /// Starts to serve a mount. `kept` are the fds of a predecessor by key. After an error nothing of it is left, except
+    /// the state that was to be resumed.
+    pub fn attach(
+        &self,
+        config: SessionConfig,
+        fds: SessionFds,
+        kept: HashMap<String, OwnedFd>,
+        resume: bool,
+    ) -> Result<(), Refusal> {
+        check_config(&config)?;
+        let name = config.name.clone();
+        let _reserved = self.reserve(&name)?;
+        // After the reservation: `drain` waits for those that it finds.
+        if self.draining.load(Ordering::SeqCst) {
+            return Err(Refusal::Draining);
+        }
+        if self.sessions().contains_key(&name) {
+            return Err(Refusal::SessionExists { session: name });
+        }
+        check_fds(&fds)?;
+        let state = self.open_state(&name, resume, fds.shm.as_ref())?;
+        self.start(config, fds, kept, state, resume).map_err(|errno| {
+            if !resume {
+                self.remove_state(&name);
+            }
+            Refusal::Failed { what: "the start", session: name, errno }
+        })
+    }
+
+    fn start(
+        &self,
+        config: SessionConfig,
+        fds: SessionFds,
+        kept: HashMap<String, OwnedFd>,
+        state: SessionState,
+        resume: bool,
+    ) -> Result<()> {
+        let (backing, shm) = (dup(&fds.backing)?, fds.shm.as_ref().map(dup).transpose()?);
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        let name = config.name.clone();
+        let given = kept.len();
+        let (session, dropped) =
+            Session::new(config, fds, Arc::new(state), &self.shared, number, resume.then_some(kept))?;
+        let session = Arc::new(session);
+        // The pool may find at once that the mount is gone, and then looks here.
+        self.sessions().insert(name.clone(), Attached { session: session.clone(), backing, shm });
+        if let Err(errno) = self.shared.pool.add(session.clone()) {
+            self.sessions().remove(&name);
+            self.shared.pool.answer(self.shared.locks.detach(number));
+            if !resume {
+                session.rings.detach(PATIENCE);
+            }
+            return Err(errno);
+        }
+        if resume && let Err(errno) = self.shared.pool.resume(&session) {
+            tracing::error!(session = name, %errno, "requests that were being worked on are lost: their callers hang");
+        }
+        let mount_point = session.config.mount_point.display();
+        tracing::info!(session = name, %mount_point, resume, given, dropped, "session attached");
+        Ok(())
+    }
+
+    fn open_state(&self, name: &str, resume: bool, shm: Option<&OwnedFd>) -> Result<SessionState, Refusal> {
+        let failed = |errno| match errno {
+            Errno::BADMSG => Refusal::StateVersion { session: name.to_owned() },
+            errno => Refusal::Failed { what: "opening the state", session: name.to_owned(), errno },
+        };
+        let exists = SessionState::exists(&self.state_dir, name);
+        if resume && !exists {
+            return Err(Refusal::NoState { session: name.to_owned() });
+        }
+        if !resume && exists {
+            // It belongs to a mount that is gone; its semaphores may lie where ours will.
+            if let (Some(shm), Ok(old)) = (shm, SessionState::open(&self.state_dir, name)) {
+                crate::ring::remove_semaphores(shm, &old);
+            }
+            SessionState::remove(&self.state_dir, name).map_err(failed)?;
+        }
+        SessionState::open(&self.state_dir, name).map_err(failed)
+    }
+
+    fn remove_state(&self, name: &str) {
+        if let Err(errno) = SessionState::remove(&self.state_dir, name) {
+            tracing::warn!(session = name, %errno, "cannot remove the state file");
+        }
+    }
+
+    /// Stops to serve a mount, and removes everything of the session.
+    pub fn detach(&self, name: &str) -> Result<(), Refusal> {
+        self.session(name)?;
+        let _reserved = self.reserve(name)?;
+        let session = self.session(name)?;
+        if let Err(errno) = self.shared.pool.remove(name) {
+            tracing::warn!(session = name, %errno, "FUSE requests are still being served; they fail");
+        }
+        self.end(&session, false);
+        Ok(())
+    }
+
+    /// The mount went away by itself. On a worker of the pool, which has dropped the session.
+    fn unmounted(&self, session: &Arc<Session>) {
+        // While its name is reserved, whoever works on it ends it; a drained one stays for the successor to find out.
+        if !self.draining.load(Ordering::SeqCst)
+            && let Ok(_reserved) = self.reserve(&session.config.name)
+        {
+            self.end(session, true);
+        }
+    }
+
+    fn end(&self, session: &Arc<Session>, unmounted: bool) {
+        let name = session.config.name.as_str();
+        let is_it = |attached: &Attached| Arc::ptr_eq(&attached.session, session);
+        {
+            let mut sessions = self.sessions();
+            if !sessions.get(name).is_some_and(is_it) {
+                return;
+            }
+            sessions.remove(name);
+        }
+        self.shared.pool.answer(self.shared.locks.detach(session.number));
+        session.rings.detach(PATIENCE);
+        self.remove_state(name);
+        self.shared.keeper.detached(name, unmounted);
+        tracing::info!(session = name, unmounted, "session detached");
+    }
+
+    /// Body of `list`.
+    pub fn list(&self) -> Vec<Listed> {
+        self.all().iter().map(|session| listed(session)).collect()
+    }
+
+    /// Body of `stats`.
+    pub fn stats(&self, name: &str) -> Result<Stats, Refusal> {
+        let session = self.session(name)?;
+        Ok(Stats::new(listed(&session), session.config.limits, &session.metrics))
+    }
+
+    /// What a scrape sees.
+    pub fn samples(&self) -> Vec<Sample> {
+        let sample = |session: Arc<Session>| {
+            let Listed { rings, iovs, iov_bytes, .. } = listed(&session);
+            let metrics = session.metrics.clone();
+            Sample { session: session.config.name.clone(), metrics, rings, iovs, iov_bytes }
+        };
+        self.all().into_iter().map(sample).collect()
+    }
+
+    /// Duplicates of every fd of every session.
+    pub fn fds(&self) -> Result<Vec<(String, Keyed)>, Refusal> {
+        let mut all = Vec::new();
+        for (name, attached) in self.sessions().iter() {
+            let fds = attached.fds().map_err(|errno| Refusal::Failed {
+                what: "duplicating fds",
+                session: name.clone(),
+                errno,
+            })?;
+            all.push((name.clone(), fds));
+        }
+        Ok(all)
+    }
+
+    /// Takes no sessions any more, lets what runs finish, and returns when this process does nothing any more. A
+    /// successor may then attach the sessions with `resume`.
+    pub fn drain(&self) -> Result<(), Refusal> {
+        self.draining.store(true, Ordering::SeqCst);
+        let deadline = Instant::now() + PATIENCE;
+        let busy = || Refusal::Busy { seconds: PATIENCE.as_secs() };
+        while !self.reserved.lock().unwrap_or_else(|e| e.into_inner()).is_empty() {
+            if Instant::now() > deadline {
+                return Err(busy());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let sessions = self.all();
+        for session in &sessions {
+            self.shared.pool.remove(&session.config.name).map_err(|_| busy())?;
+        }
+        for session in &sessions {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !session.rings.quiesce(left) {
+                return Err(busy());
+            }
+        }
+        tracing::info!(sessions = sessions.len(), "drained");
+        Ok(())
+    }
+}
+
+/// A name that one call works on.
+struct Reserved<'a> {
+    daemon: &'a Daemon,
+    name: String,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.daemon.reserved.lock().unwrap_or_else(|e| e.into_inner()).remove(&self.name);
+    }
+}
+
+impl Attached {
+    fn fds(&self) -> Result<Keyed> {
+        let mut fds = vec![
+            ("fuse".to_owned(), dup(&self.session.channel.fd)?),
+            ("backing".to_owned(), dup(&self.backing)?),
+        ];
+        if let Some(shm) = &self.shm {
+            fds.push(("shm".to_owned(), dup(shm)?));
+        }
+        fds.extend(self.session.rings.fds()?);
+        Ok(fds)
+    }
+}
+
+fn dup(fd: &OwnedFd) -> Result<OwnedFd> {
+    rustix::io::fcntl_dupfd_cloexec(fd, 0)
+}
+
+fn listed(session: &Session) -> Listed {
+    let objects = session.rings.list();
+    let rings = objects.iter().filter(|o| o.is_ring).count() as u64;
+    Listed {
+        session: session.config.name.clone(),
+        cluster: session.config.cluster.clone(),
+        mount_point: session.config.mount_point.clone(),
+        read_only: session.config.read_only,
+        passthrough: session.channel.passthrough(),
+        rings,
+        iovs: objects.len() as u64 - rings,
+        iov_bytes: objects.iter().filter(|o| !o.is_ring).map(|o| o.len).sum(),
+    }
+}
+
+fn check_config(config: &SessionConfig) -> Result<(), Refusal> {
+    let invalid = |what, name: &str, rule| {
+        Err(Refusal::InvalidName { what, name: name.chars().take(200).collect(), rule })
+    };
+    let plain = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    let name = config.name.as_str();
+    if !(1..=128).contains(&name.len()) || name.starts_with('.') || !plain(name) {
+        return invalid("session name", name, "1 to 128 of A-Z a-z 0-9 . _ - and no dot in front");
+    }
+    let cluster = config.cluster.as_str();
+    if !(1..=31).contains(&cluster.len()) || !cluster.bytes().all(|b| b.is_ascii_graphic()) {
+        // GET_MOUNT_NAME answers it in 32 bytes, with a zero behind it.
+        return invalid("cluster id", cluster, "1 to 31 printable ASCII characters without spaces");
+    }
+    if !config.mount_point.is_absolute() {
+        let path = config.mount_point.to_string_lossy();
+        return invalid("mount point", &path, "an absolute path");
+    }
+    Ok(())
+}
+
+fn check_fds(fds: &SessionFds) -> Result<(), Refusal> {
+    let stat = |fd: &OwnedFd| rustix::fs::fstat(fd);
+    let is_fuse = stat(&fds.fuse).is_ok_and(|s| {
+        FileType::from_raw_mode(s.st_mode) == FileType::CharacterDevice
+            && s.st_rdev == rustix::fs::makedev(10, 229)
+    });
+    if !is_fuse {
+        return Err(Refusal::NotFuse);
+    }
+    let directories = [("backing", Some(&fds.backing)), ("shm", fds.shm.as_ref())];
+    for (name, fd) in directories {
+        let is_directory =
+            |fd| stat(fd).is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory);
+        if fd.is_some_and(|fd| !is_directory(fd)) {
+            return Err(Refusal::NotADirectory { name });
+        }
+    }
+    if is_mounted(&fds.fuse) { Ok(()) } else { Err(Refusal::NotMounted) }
+}
+
+/// Is there a live mount behind this `/dev/fuse`? The device polls as an error before the mount and after it.
+fn is_mounted(fuse: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(&fuse, PollFlags::IN)];
+    let polled = rustix::event::poll(&mut fds, Some(&Timespec::default()));
+    polled.is_ok() && !fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL)
+}
+
+fn kernel() -> Kernel {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    Kernel {
+        passthrough: version >= (6, 9),
+        resend: version >= (6, 9),
+        io_uring: io_uring::IoUring::new(2).is_ok(),
+        release,
+    }
+}

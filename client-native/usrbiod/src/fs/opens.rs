@@ -1,0 +1,412 @@
+//! Open files: which handles the kernel has, and by what the daemon serves them.
+//!
+//! An inode that is open has one [`OpenNode`] for all its handles, since the kernel wants that too: every open of an
+//! inode names the same passthrough id, or none does.
+
+use super::backing::BackingFile;
+use super::nodes::{Nodes, index_of};
+use crate::fuse::Channel;
+use crate::state::SessionState;
+use crate::state::records::{NodeRec, OpenRec};
+use crate::types::{Errno, Ino, NodeId, Owner, Result};
+use rustix::fs::OFlags;
+use std::collections::HashMap;
+use std::mem::offset_of;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const SHARDS: usize = 16;
+const FILE: u32 = 1;
+const DIRECTORY: u32 = 2;
+
+pub(super) struct Opens {
+    state: Arc<SessionState>,
+    channel: Arc<Channel>,
+    generation: AtomicU32,
+    nodes: [RwLock<HashMap<NodeId, Arc<OpenNode>>>; SHARDS],
+}
+
+/// An inode that is open.
+pub(super) struct OpenNode {
+    pub node: NodeId,
+    pub ino: Ino,
+    /// Rings changed the file and the kernel was told; it has not asked again.
+    pub told: AtomicBool,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// By index in the table of opens.
+    handles: HashMap<u32, Handle>,
+    passthrough: Passthrough,
+    /// Files by [`slot`]: for reading, for writing, each with and without `O_DIRECT`.
+    files: [Option<Arc<BackingFile>>; 4],
+    /// Owners of rings whom the backing file system let open the file.
+    allowed: Vec<(Owner, bool)>,
+    /// The last handle is gone, and this is out of the map.
+    dead: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Handle {
+    uid: u32,
+    tgid: u32,
+    flags: OFlags,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+enum Passthrough {
+    #[default]
+    Untried,
+    Id(u32),
+    /// Not possible, or not before the inode was opened without it.
+    Without,
+}
+
+/// Who opens, and how.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Opener {
+    pub uid: u32,
+    pub tgid: u32,
+    pub flags: OFlags,
+}
+
+fn slot(write: bool, direct: bool) -> usize {
+    usize::from(write) | usize::from(direct) << 1
+}
+
+/// May a file opened with these flags be read (or written)?
+pub(super) fn allows(flags: OFlags, write: bool) -> bool {
+    match flags & OFlags::ACCMODE {
+        OFlags::RDWR => true,
+        OFlags::WRONLY => write,
+        _ => !write,
+    }
+}
+
+fn file_handle(index: u32, generation: u32) -> u64 {
+    u64::from(generation) << 32 | u64::from(index)
+}
+
+impl Opens {
+    /// What `state` holds is open; `nodes` gives inode numbers.
+    pub fn new(state: Arc<SessionState>, channel: Arc<Channel>, nodes: &Nodes) -> Opens {
+        // Handles of a predecessor must not come back while a late request may still name one.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let generation = AtomicU32::new((now.as_nanos() >> 10) as u32);
+        let opens = Opens { state, channel, generation, nodes: Default::default() };
+        for (index, rec) in opens.state.opens.iter().filter(|(_, rec)| rec.tag == FILE) {
+            let Ok(open) = opens.open_node(NodeId(rec.node), nodes) else { continue };
+            let mut inner = open.lock();
+            let flags = OFlags::from_bits_retain(rec.flags);
+            inner.handles.insert(index, Handle { uid: rec.uid, tgid: rec.tgid, flags });
+            inner.passthrough = match opens.backing_id(open.node).load(Ordering::Acquire) {
+                0 => Passthrough::Without,
+                id => Passthrough::Id(id),
+            };
+        }
+        for (index, rec) in opens.state.nodes.iter().filter(|(_, rec)| rec.backing_id != 0) {
+            // Registered by a predecessor that died before it opened the file.
+            if opens.find(NodeId(u64::from(index) + 2)).is_none() {
+                opens.state.nodes.field32(index, offset_of!(NodeRec, backing_id)).store(0, Ordering::Release);
+                let _ = opens.channel.backing_close(rec.backing_id);
+            }
+        }
+        opens
+    }
+
+    fn shard(&self, node: NodeId) -> &RwLock<HashMap<NodeId, Arc<OpenNode>>> {
+        &self.nodes[node.0 as usize % SHARDS]
+    }
+
+    /// The node, if it is open.
+    pub fn find(&self, node: NodeId) -> Option<Arc<OpenNode>> {
+        self.shard(node).read().unwrap_or_else(|e| e.into_inner()).get(&node).cloned()
+    }
+
+    fn open_node(&self, node: NodeId, nodes: &Nodes) -> Result<Arc<OpenNode>> {
+        if let Some(found) = self.find(node) {
+            return Ok(found);
+        }
+        let ino = Ino(nodes.ino(node)?);
+        let mut shard = self.shard(node).write().unwrap_or_else(|e| e.into_inner());
+        let new = || Arc::new(OpenNode { node, ino, told: AtomicBool::new(false), inner: Mutex::default() });
+        Ok(shard.entry(node).or_insert_with(new).clone())
+    }
+
+    fn backing_id(&self, node: NodeId) -> &AtomicU32 {
+        let index = index_of(node).unwrap_or_default();
+        self.state.nodes.field32(index, offset_of!(NodeRec, backing_id))
+    }
+
+    /// Opens `node`: the handle and, with passthrough, the backing id. `made` is the file as it was just created.
+    pub fn open(
+        &self,
+        nodes: &Nodes,
+        node: NodeId,
+        opener: Opener,
+        made: Option<OwnedFd>,
+    ) -> Result<(u64, Option<u32>)> {
+        loop {
+            let open = self.open_node(node, nodes)?;
+            let mut inner = open.lock();
+            if inner.dead {
+                continue;
+            }
+            let result = self.open_locked(nodes, &open, &mut inner, opener, made);
+            if result.is_err() && inner.handles.is_empty() {
+                self.close_node(&open, inner);
+            }
+            return result;
+        }
+    }
+
+    fn open_locked(
+        &self,
+        nodes: &Nodes,
+        open: &OpenNode,
+        inner: &mut Inner,
+        opener: Opener,
+        made: Option<OwnedFd>,
+    ) -> Result<(u64, Option<u32>)> {
+        let write = allows(opener.flags, true);
+        if matches!(inner.passthrough, Passthrough::Untried) {
+            inner.passthrough = self.register(nodes, open, made.as_ref())?;
+        }
+        let id = match inner.passthrough {
+            Passthrough::Id(id) => Some(id),
+            _ => None,
+        };
+        if id.is_none() && inner.files[slot(write, false)].is_none() {
+            let fd = match made {
+                Some(fd) => fd,
+                None => nodes.reopen(open.node, io_flags(write))?,
+            };
+            inner.files[slot(write, false)] =
+                Some(Arc::new(BackingFile::new(fd, None, open.node, open.ino)?));
+        }
+        let generation = self.next_generation();
+        let rec = OpenRec {
+            tag: FILE,
+            generation,
+            node: open.node.0,
+            flags: opener.flags.bits(),
+            uid: opener.uid,
+            tgid: opener.tgid,
+            pad: 0,
+        };
+        let index = self.state.opens.insert(&rec).ok_or(Errno::NFILE)?;
+        inner.handles.insert(index, Handle { uid: opener.uid, tgid: opener.tgid, flags: opener.flags });
+        Ok((file_handle(index, generation), id))
+    }
+
+    /// Gives the kernel the backing file. That it cannot take it (a stacked file system, an old kernel) is no error.
+    fn register(&self, nodes: &Nodes, open: &OpenNode, made: Option<&OwnedFd>) -> Result<Passthrough> {
+        if !self.channel.passthrough() {
+            return Ok(Passthrough::Without);
+        }
+        // The kernel writes with the credentials of the thread that registers: without CAP_FSETID.
+        crate::sys::creds::prepare_thread()?;
+        let own;
+        let fd = match made {
+            Some(fd) => fd.as_fd(),
+            None => {
+                own = nodes.reopen(open.node, io_flags(false))?;
+                own.as_fd()
+            }
+        };
+        match self.channel.backing_open(fd) {
+            Ok(id) => {
+                self.backing_id(open.node).store(id, Ordering::Release);
+                Ok(Passthrough::Id(id))
+            }
+            Err(error) => {
+                tracing::debug!(node = open.node.0, %error, "no passthrough for this file");
+                Ok(Passthrough::Without)
+            }
+        }
+    }
+
+    fn next_generation(&self) -> u32 {
+        // 0 is left out, so that no handle is 0.
+        loop {
+            let generation = self.generation.fetch_add(1, Ordering::Relaxed);
+            if generation != 0 {
+                return generation;
+            }
+        }
+    }
+
+    /// Closes a handle; the node, if it was the last one and is without lookups, is the caller's to drop. A handle that
+    /// is not open is no error.
+    pub fn release(&self, node: NodeId, fh: u64) {
+        let Ok((index, _)) = self.rec(node, fh, FILE) else { return };
+        self.state.opens.remove(index);
+        let Some(open) = self.find(node) else { return };
+        let mut inner = open.lock();
+        inner.handles.remove(&index);
+        if inner.handles.is_empty() && !inner.dead {
+            self.close_node(&open, inner);
+        }
+    }
+
+    fn close_node(&self, open: &OpenNode, mut inner: MutexGuard<'_, Inner>) {
+        inner.dead = true;
+        let files = std::mem::take(&mut inner.files);
+        for file in files.iter().flatten() {
+            file.closed.store(true, Ordering::Release);
+        }
+        let passthrough = std::mem::take(&mut inner.passthrough);
+        if let Passthrough::Id(_) = passthrough {
+            // Before it is closed: a successor must not name an id that the kernel gave to another file.
+            self.backing_id(open.node).store(0, Ordering::Release);
+        }
+        self.shard(open.node).write().unwrap_or_else(|e| e.into_inner()).remove(&open.node);
+        drop(inner);
+        if let Passthrough::Id(id) = passthrough
+            && let Err(error) = self.channel.backing_close(id)
+        {
+            tracing::warn!(node = open.node.0, id, %error, "the kernel did not close a backing file");
+        }
+    }
+
+    /// The record of handle `fh`. `EBADF`: it is not open on `node`.
+    fn rec(&self, node: NodeId, fh: u64, tag: u32) -> Result<(u32, OpenRec)> {
+        let index = fh as u32;
+        let rec = self.state.opens.get(index).ok_or(Errno::BADF)?;
+        let same = rec.tag == tag && rec.node == node.0 && file_handle(index, rec.generation) == fh;
+        if same { Ok((index, rec)) } else { Err(Errno::BADF) }
+    }
+
+    /// The flags with which handle `fh` was opened.
+    pub fn flags(&self, node: NodeId, fh: u64) -> Result<OFlags> {
+        Ok(OFlags::from_bits_retain(self.rec(node, fh, FILE)?.1.flags))
+    }
+
+    /// The file behind handle `fh`, for that direction. `EBADF` where the handle does not allow it.
+    pub fn file(&self, nodes: &Nodes, node: NodeId, fh: u64, write: bool) -> Result<Arc<BackingFile>> {
+        if !allows(self.flags(node, fh)?, write) {
+            return Err(Errno::BADF);
+        }
+        self.any_file(nodes, node, write)
+    }
+
+    /// The file of an open node, whoever has it open.
+    pub fn any_file(&self, nodes: &Nodes, node: NodeId, write: bool) -> Result<Arc<BackingFile>> {
+        let open = self.find(node).ok_or(Errno::BADF)?;
+        let mut inner = open.lock();
+        if inner.dead {
+            return Err(Errno::BADF);
+        }
+        open.file(&mut inner, nodes, write, false)
+    }
+
+    /// Does `each` for every file that is open on `node`.
+    pub fn for_files(&self, node: NodeId, each: impl Fn(&BackingFile)) {
+        let Some(open) = self.find(node) else { return };
+        open.lock().files.iter().flatten().for_each(|file| each(file));
+    }
+
+    /// Does the kernel read and write the file of `node` itself?
+    pub fn has_passthrough(&self, node: NodeId) -> bool {
+        index_of(node).is_some() && self.backing_id(node).load(Ordering::Acquire) != 0
+    }
+
+    pub fn open_dir(&self, node: NodeId, opener: Opener) -> Result<u64> {
+        let generation = self.next_generation();
+        let rec = OpenRec {
+            tag: DIRECTORY,
+            generation,
+            node: node.0,
+            flags: opener.flags.bits(),
+            uid: opener.uid,
+            tgid: opener.tgid,
+            pad: 0,
+        };
+        let index = self.state.opens.insert(&rec).ok_or(Errno::NFILE)?;
+        Ok(file_handle(index, generation))
+    }
+
+    /// Is `fh` an open directory?
+    pub fn check_dir(&self, node: NodeId, fh: u64) -> Result<()> {
+        self.rec(node, fh, DIRECTORY).map(drop)
+    }
+
+    pub fn release_dir(&self, node: NodeId, fh: u64) {
+        if let Ok((index, _)) = self.rec(node, fh, DIRECTORY) {
+            self.state.opens.remove(index);
+        }
+    }
+}
+
+impl OpenNode {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn file(&self, inner: &mut Inner, nodes: &Nodes, write: bool, direct: bool) -> Result<Arc<BackingFile>> {
+        // A file for both directions serves readers as well.
+        let at = slot(write, direct);
+        if let Some(file) = inner.files[at].as_ref().or(inner.files[at | slot(true, false)].as_ref()) {
+            return Ok(file.clone());
+        }
+        let flags = io_flags(write);
+        let fd = nodes.reopen(self.node, flags)?;
+        let direct = match direct {
+            true => Some(nodes.reopen(self.node, flags | OFlags::DIRECT)?),
+            false => None,
+        };
+        let file = Arc::new(BackingFile::new(fd, direct, self.node, self.ino)?);
+        inner.files[at] = Some(file.clone());
+        Ok(file)
+    }
+
+    /// The file for a ring of `owner`: allowed by an open file description of the same process or user that has this
+    /// direction, otherwise by the backing file system's own check.
+    pub fn ring_file(&self, nodes: &Nodes, owner: &Owner, write: bool) -> Result<Arc<BackingFile>> {
+        let mut inner = self.lock();
+        if inner.dead {
+            return Err(Errno::BADF);
+        }
+        let mut allowed = inner.allowed.contains(&(*owner, write));
+        let mut direct = false;
+        for handle in inner.handles.values() {
+            let same_process = owner.tgid != 0 && handle.tgid == owner.tgid;
+            if allows(handle.flags, write) && (same_process || handle.uid == owner.uid) {
+                allowed = true;
+                direct |= handle.flags.contains(OFlags::DIRECT);
+            }
+        }
+        if !allowed {
+            check_access(nodes, self.node, owner, write)?;
+            inner.allowed.push((*owner, write));
+        }
+        match self.file(&mut inner, nodes, write, direct) {
+            // The file system has no O_DIRECT: the client could not have opened it so there.
+            Err(Errno::INVAL) if direct => self.file(&mut inner, nodes, write, false),
+            result => result,
+        }
+    }
+}
+
+/// Would the backing file system let `owner` open the file?
+fn check_access(nodes: &Nodes, node: NodeId, owner: &Owner, write: bool) -> Result<()> {
+    let fd = nodes.path_fd(node)?;
+    let path = crate::sys::path::proc_path(&fd);
+    let _scope = crate::sys::creds::Scope::unprivileged(owner.uid, owner.gid)?;
+    let flags = if write { OFlags::WRONLY } else { OFlags::RDONLY } | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match rustix::fs::open(path, flags, rustix::fs::Mode::empty()) {
+        Ok(_) => Ok(()),
+        Err(Errno::PERM | Errno::ROFS | Errno::TXTBSY) => Err(Errno::ACCESS),
+        Err(error) => Err(error),
+    }
+}
+
+/// How the daemon opens a file that it has permission for anyway.
+fn io_flags(write: bool) -> OFlags {
+    // Not to hang on a FIFO; regular files do not care.
+    OFlags::NONBLOCK | if write { OFlags::RDWR } else { OFlags::RDONLY }
+}

@@ -1,0 +1,136 @@
+//! The file system without a mount: requests as the kernel would make them, on a directory of this machine.
+//!
+//! They need root, as the daemon does (file handles, other users' files), and do nothing without.
+
+mod files;
+mod names;
+mod rings;
+mod takeover;
+
+use super::{FdCache, Fs, Opened};
+use crate::fuse::Channel;
+use crate::state::SessionState;
+use crate::state::records::HeaderRec;
+use crate::types::{Caller, Entry, NodeId};
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
+const USER: Caller = Caller { uid: 1234, gid: 5678, pid: 1 };
+const TGID: u32 = 77;
+
+const RDONLY: u32 = libc::O_RDONLY as u32;
+const RDWR: u32 = libc::O_RDWR as u32;
+
+/// A served directory, and the pipe that notifications to the kernel go to.
+struct Bed {
+    dir: tempfile::TempDir,
+    state: Arc<SessionState>,
+    fds: Arc<FdCache>,
+    notes: OwnedFd,
+    fs: Fs,
+}
+
+impl Bed {
+    fn new() -> Option<Bed> {
+        Bed::on(std::env::temp_dir(), 64)
+    }
+
+    /// `None` where the tests cannot run.
+    fn on(place: PathBuf, cached_fds: usize) -> Option<Bed> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return None;
+        }
+        let dir = tempfile::tempdir_in(place).unwrap();
+        let state = Arc::new(SessionState::anonymous().unwrap());
+        let fds = FdCache::new(cached_fds);
+        let (fs, notes) = serve(&dir, &state, &fds, false);
+        Some(Bed { dir, state, fds, notes, fs })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn make(&self, name: &str) -> (Entry, Opened) {
+        self.fs.create(NodeId::ROOT, &c(name), RDWR, 0o644, 0, &ROOT, TGID).unwrap()
+    }
+
+    /// Dies and comes back with nothing but the state.
+    fn successor(self) -> Bed {
+        let Bed { dir, state, fds, notes, fs } = self;
+        drop((fs, notes));
+        let (fs, notes) = serve(&dir, &state, &fds, false);
+        Bed { dir, state, fds, notes, fs }
+    }
+
+    /// Notifications that the kernel would have got by now.
+    fn notes(&self) -> usize {
+        let mut buf = [0; 4096];
+        match rustix::io::read(&self.notes, &mut buf) {
+            // A header of 16 bytes and a body of 24.
+            Ok(n) => n / 40,
+            Err(_) => 0,
+        }
+    }
+}
+
+fn serve(
+    dir: &tempfile::TempDir,
+    state: &Arc<SessionState>,
+    fds: &Arc<FdCache>,
+    read_only: bool,
+) -> (Fs, OwnedFd) {
+    let (notes, kernel) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
+    let channel = Arc::new(Channel::new(kernel, false, &HeaderRec::default()).unwrap());
+    let backing = File::open(dir.path()).unwrap().into();
+    (Fs::new(channel, state.clone(), backing, read_only, fds.clone()).unwrap(), notes)
+}
+
+fn c(name: &str) -> CString {
+    CString::new(name).unwrap()
+}
+
+/// All names from `offset` on, `room` at a time, with what `between` does between two calls.
+fn list(
+    bed: &Bed,
+    node: NodeId,
+    fh: u64,
+    plus: bool,
+    room: usize,
+    mut between: impl FnMut(usize),
+) -> Vec<String> {
+    let (mut names, mut offset) = (Vec::new(), 0);
+    for round in 0.. {
+        let mut left = room;
+        let mut refused = false;
+        bed.fs
+            .readdir(node, fh, offset, plus, &mut |entry| {
+                if left == 0 {
+                    refused = true;
+                    return false;
+                }
+                left -= 1;
+                offset = entry.next;
+                names.push(String::from_utf8(entry.name.to_vec()).unwrap());
+                if let Some(entry) = entry.entry {
+                    bed.fs.forget(entry.node, 1);
+                }
+                true
+            })
+            .unwrap();
+        if !refused {
+            break;
+        }
+        between(round);
+    }
+    names
+}
+
+fn lookup(bed: &Bed, name: &CStr) -> Entry {
+    bed.fs.lookup(NodeId::ROOT, name).unwrap()
+}

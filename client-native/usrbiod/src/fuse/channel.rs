@@ -1,0 +1,200 @@
+//! The `/dev/fuse` fd of one session: requests in, replies and notifications out.
+
+use super::abi::{self, NotifyInvalEntryOut, NotifyInvalInodeOut, OutHeader, init, notify};
+use super::buffer::ReplyBuffer;
+use crate::state::records::HeaderRec;
+use crate::sys::fuse_dev;
+use crate::types::{Errno, NodeId, Result};
+use rustix::fs::OFlags;
+use std::collections::VecDeque;
+use std::ffi::CStr;
+use std::io::IoSlice;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use zerocopy::IntoBytes;
+
+/// Interrupts that are remembered for requests which have not come to wait yet.
+const INTERRUPTS: usize = 64;
+
+/// The `/dev/fuse` fd of one session.
+pub struct Channel {
+    /// The fd itself; the peer that mounted holds a duplicate.
+    pub fd: OwnedFd,
+    /// Does the session want passthrough?
+    wants_passthrough: bool,
+    /// Flags agreed at `INIT`, 0 before.
+    agreed: AtomicU64,
+    interrupts: Mutex<VecDeque<u64>>,
+}
+
+impl Channel {
+    /// The channel over a mounted `/dev/fuse`, which it makes non-blocking. `header` tells what was agreed with the
+    /// kernel by an earlier process.
+    pub fn new(fd: OwnedFd, wants_passthrough: bool, header: &HeaderRec) -> Result<Channel> {
+        let flags = rustix::fs::fcntl_getfl(&fd)?;
+        rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+        let agreed = if header.init_done == 1 { header.fuse_flags } else { 0 };
+        Ok(Channel { fd, wants_passthrough, agreed: AtomicU64::new(agreed), interrupts: Mutex::default() })
+    }
+
+    /// Flags agreed at `INIT`; 0 before it.
+    pub fn agreed(&self) -> u64 {
+        self.agreed.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn agree(&self, flags: u64) {
+        self.agreed.store(flags, Ordering::Relaxed);
+    }
+
+    pub(super) fn wants_passthrough(&self) -> bool {
+        self.wants_passthrough
+    }
+
+    /// May files be read and written by the kernel itself: asked for and agreed?
+    pub fn passthrough(&self) -> bool {
+        self.wants_passthrough && self.agreed() & init::PASSTHROUGH != 0
+    }
+
+    /// Reads one request. `EAGAIN`: there is none. `ENODEV`: unmounted. `ENOENT`: it was aborted meanwhile.
+    pub(super) fn read(&self, buffer: &mut [u8]) -> Result<usize> {
+        rustix::io::read(&self.fd, buffer)
+    }
+
+    /// Answers with the first `len` bytes of the body in `reply`.
+    pub(super) fn reply(&self, unique: u64, reply: &mut ReplyBuffer, len: usize) -> Result<()> {
+        let message = reply.message(unique, len);
+        answered(rustix::io::write(&self.fd, message))
+    }
+
+    /// Answers without a body: success, or an errno.
+    pub fn answer(&self, unique: u64, result: Result<()>) -> Result<()> {
+        let error = result.err().map_or(0, |e| -e.raw_os_error());
+        let header = OutHeader { len: size_of::<OutHeader>() as u32, error, unique };
+        answered(rustix::io::write(&self.fd, header.as_bytes()))
+    }
+
+    /// Makes the kernel forget attributes of `node`, and its cached pages of `len` bytes from `offset`: `offset < 0` for
+    /// attributes only, `len` 0 for all to the end (`FUSE_NOTIFY_INVAL_INODE`). A node that the kernel does not know is
+    /// no error.
+    ///
+    /// With `offset >= 0` it waits for reads of those pages that are under way: never while answering one.
+    pub fn invalidate_inode(&self, node: NodeId, offset: i64, len: i64) -> Result<()> {
+        let body = NotifyInvalInodeOut { ino: node.0, off: offset, len };
+        self.notify(notify::INVAL_INODE, &[body.as_bytes()])
+    }
+
+    /// Makes the kernel forget the name `name` in `parent` (`FUSE_NOTIFY_INVAL_ENTRY`).
+    ///
+    /// It waits for the directory's lock: never while answering a request that changes or reads that directory.
+    pub fn invalidate_entry(&self, parent: NodeId, name: &CStr) -> Result<()> {
+        let namelen = name.count_bytes() as u32;
+        let body = NotifyInvalEntryOut { parent: parent.0, namelen, flags: 0 };
+        self.notify(notify::INVAL_ENTRY, &[body.as_bytes(), name.to_bytes_with_nul()])
+    }
+
+    /// Asks for every request again that was read and not answered (`FUSE_NOTIFY_RESEND`).
+    pub(super) fn resend(&self) -> Result<()> {
+        self.notify(notify::RESEND, &[])
+    }
+
+    /// Makes `file` a backing file for passthrough; its id. All opens of an inode must use one id.
+    pub fn backing_open(&self, file: BorrowedFd<'_>) -> Result<u32> {
+        fuse_dev::backing_open(self.fd.as_fd(), file)
+    }
+
+    /// Drops a backing id that no open file needs any more.
+    pub fn backing_close(&self, id: u32) -> Result<()> {
+        fuse_dev::backing_close(self.fd.as_fd(), id)
+    }
+
+    fn notify(&self, code: i32, body: &[&[u8]]) -> Result<()> {
+        let len = size_of::<OutHeader>() + body.iter().map(|part| part.len()).sum::<usize>();
+        let header = OutHeader { len: len as u32, error: code, unique: 0 };
+        let mut parts = vec![IoSlice::new(header.as_bytes())];
+        parts.extend(body.iter().map(|part| IoSlice::new(part)));
+        match rustix::io::writev(&self.fd, &parts) {
+            Ok(_) | Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Notes that `unique` was interrupted, for the case that it has not come to wait yet.
+    pub(super) fn note_interrupt(&self, unique: u64) {
+        let mut interrupts = self.interrupts.lock().unwrap_or_else(|e| e.into_inner());
+        if interrupts.len() == INTERRUPTS {
+            interrupts.pop_front();
+        }
+        interrupts.push_back(unique);
+    }
+
+    /// Was `unique` interrupted? Forgets that it was.
+    pub(super) fn take_interrupt(&self, unique: u64) -> bool {
+        let mut interrupts = self.interrupts.lock().unwrap_or_else(|e| e.into_inner());
+        let found = interrupts.iter().position(|i| *i == unique);
+        found.and_then(|at| interrupts.remove(at)).is_some()
+    }
+}
+
+/// `ENOENT`: nobody waits for the answer any more, since the caller was killed or the mount aborted.
+fn answered(result: Result<usize>) -> Result<()> {
+    match result {
+        Ok(_) | Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+const _: () = assert!(super::buffer::REQUEST_LEN >= abi::MIN_READ_BUFFER);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    fn pair() -> (Channel, OwnedFd) {
+        let (ours, kernel) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        (Channel::new(ours, true, &HeaderRec::default()).unwrap(), kernel)
+    }
+
+    fn sent(kernel: &OwnedFd) -> Vec<u8> {
+        let mut bytes = vec![0; 4096];
+        let n = rustix::io::read(kernel, &mut bytes[..]).unwrap();
+        bytes.truncate(n);
+        bytes
+    }
+
+    #[test]
+    fn an_invalidated_name_goes_out_with_its_terminator() {
+        let (channel, kernel) = pair();
+        channel.invalidate_entry(NodeId(5), c"name").unwrap();
+        let header = OutHeader { len: 37, error: notify::INVAL_ENTRY, unique: 0 };
+        let body = NotifyInvalEntryOut { parent: 5, namelen: 4, flags: 0 };
+        assert_eq!(sent(&kernel), [header.as_bytes(), body.as_bytes(), b"name\0"].concat());
+    }
+
+    #[test]
+    fn the_resend_bit_of_a_request_is_echoed() {
+        let (channel, kernel) = pair();
+        let unique = 4 | abi::UNIQUE_RESEND;
+        channel.answer(unique, Err(Errno::INTR)).unwrap();
+        assert_eq!(sent(&kernel), OutHeader { len: 16, error: -4, unique }.as_bytes());
+    }
+
+    #[test]
+    fn an_interrupt_that_overtook_its_request_is_found_once() {
+        let (channel, _kernel) = pair();
+        (0..100).for_each(|unique| channel.note_interrupt(unique));
+        assert!(!channel.take_interrupt(10), "the oldest are forgotten");
+        assert!(channel.take_interrupt(50));
+        assert!(!channel.take_interrupt(50));
+    }
+
+    #[test]
+    fn passthrough_needs_both_sides() {
+        let (channel, _kernel) = pair();
+        assert!(!channel.passthrough());
+        channel.agree(init::PASSTHROUGH);
+        assert!(channel.passthrough());
+    }
+}

@@ -1,0 +1,8 @@
+//! The `usrbiod` command.
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    usrbiod::cli::Cli::parse().run()
+}

@@ -1,0 +1,481 @@
+//! The Iovs and rings of one session: registering, finding, dropping, and taking them over.
+
+use super::engine::Engine;
+use super::job::Ring;
+use super::object::{Core, Iov, lock};
+use super::sem::SubmitSem;
+use super::shm::{self, SharedMap};
+use super::{Files, ObjectInfo};
+use crate::control::Keeper;
+use crate::metrics::SessionMetrics;
+use crate::session::Limits;
+use crate::state::SessionState;
+use crate::state::records::{HeaderRec, ObjectRec};
+use crate::types::{Caller, Errno, Owner, Result};
+use rustix::fs::AtFlags;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use usrbio_wire::{Geometry, IovName, NameError, Priority, RingAttrs, Slot};
+
+const TAG_IOV: u32 = 1;
+const TAG_RING: u32 = 2;
+/// Clients of 3FS name their Iovs so. Other names are a program's own business, also when it is gone.
+const IOV_FILE_PREFIX: &str = "hf3fs-iov-";
+
+/// What the rings of a session stand on.
+pub struct RingsConfig {
+    /// The session's name.
+    pub session: String,
+    /// Where files come from.
+    pub files: Arc<dyn Files>,
+    /// What a successor must know.
+    pub state: Arc<SessionState>,
+    /// Counters.
+    pub metrics: Arc<SessionMetrics>,
+    /// Who keeps the fds.
+    pub keeper: Arc<Keeper>,
+    /// The directory that clients see as `/dev/shm`; without it nothing can be registered.
+    pub shm: Option<OwnedFd>,
+    /// What the session may use.
+    pub limits: Limits,
+    /// Refuse all writes.
+    pub read_only: bool,
+}
+
+/// The Iovs and rings of one session.
+pub struct SessionRings {
+    core: Arc<Core>,
+    engine: Arc<Engine>,
+    keeper: Arc<Keeper>,
+    shm: Option<OwnedFd>,
+    objects: Mutex<Objects>,
+}
+
+#[derive(Default)]
+struct Objects {
+    by_name: HashMap<String, Object>,
+    iov_bytes: u64,
+    rings: u32,
+}
+
+struct Object {
+    info: ObjectInfo,
+    memory: Memory,
+}
+
+enum Memory {
+    Iov(Arc<Iov>),
+    Ring(Arc<Ring>),
+}
+
+impl Object {
+    fn fd(&self) -> BorrowedFd<'_> {
+        match &self.memory {
+            Memory::Iov(iov) => iov.fd.as_fd(),
+            Memory::Ring(ring) => ring.fd.as_fd(),
+        }
+    }
+}
+
+/// A name and a file that fit together.
+struct Plan {
+    name: IovName,
+    ring: Option<(RingAttrs, Geometry)>,
+    len: u64,
+}
+
+impl SessionRings {
+    /// The rings of a session, none yet; its submit semaphores are there when this returns. `state` may be a dead
+    /// predecessor's: then [`resume`](Self::resume) follows.
+    pub fn new(config: RingsConfig, engine: &Arc<Engine>) -> Result<SessionRings> {
+        let RingsConfig { session, files, state, metrics, keeper, shm, limits, read_only } = config;
+        let semaphores = shm.as_ref().map(|shm| semaphores(shm, &state)).transpose()?;
+        let core = Arc::new(Core::new(session, files, state, metrics, limits, read_only, semaphores));
+        engine.adopt(&core);
+        Ok(SessionRings { core, engine: engine.clone(), keeper, shm, objects: Mutex::default() })
+    }
+
+    /// Registers `name` for the shared memory at `target`: opens, checks, maps, and for a ring starts to serve it. All of
+    /// it is done when this returns. Errors as in the contract: `EINVAL` for the name (`EIO` for its UUID), `EACCES` for
+    /// the memory, `EMFILE` at a limit, `EEXIST` for a name that is there.
+    pub fn register(&self, name: &str, target: &str, owner: &Owner) -> Result<ObjectInfo> {
+        let parsed = parse(name)?;
+        let shm = self.shm.as_ref().ok_or(Errno::ACCESS)?;
+        if lock(&self.objects).by_name.contains_key(name) {
+            return Err(Errno::EXIST);
+        }
+        let (fd, stat) = shm::open_for(shm, shm::relative(target)?, owner)?;
+        let plan = self.plan(parsed, stat.st_size as u64)?;
+        let record = record(name, target, owner, &plan)?;
+        // From here on under the lock, so that limits and names hold.
+        let mut objects = lock(&self.objects);
+        if objects.by_name.contains_key(name) {
+            return Err(Errno::EXIST);
+        }
+        self.check_limits(&objects, &plan)?;
+        let map = SharedMap::new(&fd, plan.len, true).map_err(|_| Errno::ACCESS)?;
+        if let Some((_, geometry)) = plan.ring {
+            map.init_semaphore(geometry.sem_at())?;
+            if map.poisoned() {
+                return Err(Errno::ACCESS);
+            }
+        }
+        let number = self.core.state.objects.insert(&record).ok_or(Errno::MFILE)?;
+        self.keeper.keep(&self.core.name, name, fd.as_fd());
+        let object = self.object(name, target, owner, number, &plan, fd, map, (Slot::ZERO, Slot::ZERO));
+        let info = object.info.clone();
+        self.enter(&mut objects, object, &plan);
+        Ok(info)
+    }
+
+    /// What a name asks of a file of `len` bytes.
+    fn plan(&self, name: IovName, len: u64) -> Result<Plan> {
+        if name.block_size.is_some_and(|block| block > len) {
+            return Err(Errno::INVAL);
+        }
+        let Some(attrs) = name.ring else { return Ok(Plan { name, ring: None, len }) };
+        let geometry = Geometry::for_file_len(len).ok_or(Errno::INVAL)?;
+        if i64::from(attrs.io_depth) > i64::from(geometry.entries()) {
+            return Err(Errno::INVAL);
+        }
+        if geometry.entries() > self.core.limits.ring_entries {
+            return Err(Errno::MFILE);
+        }
+        Ok(Plan { name, ring: Some((attrs, geometry)), len })
+    }
+
+    fn check_limits(&self, objects: &Objects, plan: &Plan) -> Result<()> {
+        let limits = &self.core.limits;
+        let bytes = objects.iov_bytes.checked_add(plan.len).ok_or(Errno::MFILE)?;
+        let room = match plan.ring {
+            Some(_) => objects.rings < limits.rings,
+            None => bytes <= limits.iov_bytes,
+        };
+        let room = room && objects.by_name.len() < limits.iovs as usize;
+        if room && !self.core.closing() { Ok(()) } else { Err(Errno::MFILE) }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn object(
+        &self,
+        name: &str,
+        target: &str,
+        owner: &Owner,
+        number: u32,
+        plan: &Plan,
+        fd: OwnedFd,
+        map: SharedMap,
+        positions: (Slot, Slot),
+    ) -> Object {
+        let owner = *owner;
+        let memory = match plan.ring {
+            Some((attrs, geometry)) => {
+                let map = Arc::new(map);
+                Memory::Ring(Arc::new(Ring::new(
+                    &self.core, number, attrs, owner, fd, map, geometry, positions,
+                )))
+            }
+            None => {
+                let (id, block) = (plan.name.id, plan.name.block_size);
+                Memory::Iov(Arc::new(Iov { id, block, owner, map, fd }))
+            }
+        };
+        let is_ring = plan.ring.is_some();
+        let info = ObjectInfo {
+            name: name.to_owned(),
+            target: target.to_owned(),
+            owner,
+            number,
+            is_ring,
+            len: plan.len,
+        };
+        Object { info, memory }
+    }
+
+    fn enter(&self, objects: &mut Objects, object: Object, plan: &Plan) {
+        match &object.memory {
+            Memory::Iov(iov) => {
+                objects.iov_bytes += plan.len;
+                // The same id under another name takes over.
+                self.core.iovs.write().unwrap_or_else(PoisonError::into_inner).insert(iov.id, iov.clone());
+                self.core.changed();
+            }
+            Memory::Ring(ring) => {
+                objects.rings += 1;
+                self.core.change_rings(|rings| rings.push(ring.clone()));
+                self.engine.kick();
+            }
+        }
+        objects.by_name.insert(object.info.name.clone(), object);
+    }
+
+    /// Drops a registration. `ENOENT`, or `EPERM` for somebody else's (root may drop any).
+    pub fn unregister(&self, name: &str, caller: &Caller) -> Result<()> {
+        let mut objects = lock(&self.objects);
+        let object = objects.by_name.get(name).ok_or(Errno::NOENT)?;
+        if caller.uid != 0 && caller.uid != object.info.owner.uid {
+            return Err(Errno::PERM);
+        }
+        self.remove(&mut objects, name);
+        Ok(())
+    }
+
+    /// Takes an object out of everything. Requests in flight keep its memory until they are done.
+    fn remove(&self, objects: &mut Objects, name: &str) -> Option<Object> {
+        let object = objects.by_name.remove(name)?;
+        match &object.memory {
+            Memory::Iov(iov) => {
+                objects.iov_bytes -= object.info.len;
+                self.forget_iov(objects, iov);
+            }
+            Memory::Ring(ring) => {
+                objects.rings -= 1;
+                ring.closed.store(true, Ordering::Release);
+                self.core.change_rings(|rings| rings.retain(|known| !Arc::ptr_eq(known, ring)));
+                self.engine.kick();
+            }
+        }
+        self.core.state.objects.remove(object.info.number);
+        self.keeper.forget(&self.core.name, name);
+        Some(object)
+    }
+
+    fn forget_iov(&self, objects: &Objects, iov: &Arc<Iov>) {
+        let mut iovs = self.core.iovs.write().unwrap_or_else(PoisonError::into_inner);
+        if iovs.get(&iov.id).is_some_and(|known| Arc::ptr_eq(known, iov)) {
+            iovs.remove(&iov.id);
+            // Another name may have had the same id before.
+            let twin = objects.by_name.values().find_map(|object| match &object.memory {
+                Memory::Iov(other) if other.id == iov.id => Some(other.clone()),
+                _ => None,
+            });
+            iovs.extend(twin.map(|twin| (iov.id, twin)));
+        }
+        drop(iovs);
+        self.core.changed();
+    }
+
+    /// The object of that name.
+    pub fn find(&self, name: &str) -> Option<ObjectInfo> {
+        lock(&self.objects).by_name.get(name).map(|object| object.info.clone())
+    }
+
+    /// All objects, by number.
+    pub fn list(&self) -> Vec<ObjectInfo> {
+        let mut list: Vec<_> =
+            lock(&self.objects).by_name.values().map(|object| object.info.clone()).collect();
+        list.sort_by_key(|info| info.number);
+        list
+    }
+
+    /// Where the link to the submit semaphore of a priority leads (`/dev/shm/sem.<name>`); `None` without a shm directory.
+    pub fn semaphore_target(&self, priority: Priority) -> Option<String> {
+        let semaphores = self.core.semaphores.as_ref()?;
+        Some(format!("/dev/shm/{}", semaphores[priority as usize].name()))
+    }
+
+    /// Refuses ring writes of a user, or allows them again (`usr.readonly`).
+    pub fn set_user_read_only(&self, uid: u32, read_only: bool) {
+        let mut users = self.core.read_only_users.write().unwrap_or_else(PoisonError::into_inner);
+        if read_only {
+            users.insert(uid)
+        } else {
+            users.remove(&uid)
+        };
+        drop(users);
+        self.core.changed();
+    }
+
+    /// Drops everything that matches, as when its process is gone; the number dropped. Memory of an Iov that only its
+    /// library knew is given back as well.
+    pub fn reap(&self, gone: impl Fn(&Owner) -> bool) -> usize {
+        let mut objects = lock(&self.objects);
+        let names: Vec<String> =
+            objects.by_name.values().filter(|o| gone(&o.info.owner)).map(|o| o.info.name.clone()).collect();
+        for name in &names {
+            if let Some(object) = self.remove(&mut objects, name) {
+                self.unlink_iov(&object);
+            }
+        }
+        names.len()
+    }
+
+    /// Unlinks an Iov's file if it is still the one that was registered, its owner's, and made by a 3FS library.
+    fn unlink_iov(&self, object: &Object) {
+        let (Memory::Iov(iov), Some(shm)) = (&object.memory, &self.shm) else { return };
+        let Ok(path) = shm::relative(&object.info.target) else { return };
+        if path.contains('/') || !path.starts_with(IOV_FILE_PREFIX) {
+            return;
+        }
+        let (Ok(there), Ok(ours)) =
+            (rustix::fs::statat(shm, path, AtFlags::SYMLINK_NOFOLLOW), rustix::fs::fstat(&iov.fd))
+        else {
+            return;
+        };
+        let same = (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino);
+        if same && ours.st_uid == object.info.owner.uid {
+            let _ = rustix::fs::unlinkat(shm, path, AtFlags::empty());
+        }
+    }
+
+    /// Takes over what a predecessor registered, with the fds that the peer kept by name. Every ring goes on where it was
+    /// published last. What has no fd, or does not fit its fd, is dropped; the number of those.
+    pub fn resume(&self, mut fds: HashMap<String, OwnedFd>) -> usize {
+        let mut objects = lock(&self.objects);
+        let records: Vec<_> = self.core.state.objects.iter().collect();
+        let mut dropped = 0;
+        for (number, record) in records {
+            let name = text(&record.name, record.name_len);
+            let taken = name.and_then(|name| fds.remove(name).ok_or(Errno::NOENT));
+            if let Err(error) = taken.and_then(|fd| self.take_over(&mut objects, number, &record, fd)) {
+                tracing::warn!(session = self.core.name, object = number, %error, "registration could not be resumed");
+                self.core.state.objects.remove(number);
+                if let Ok(name) = name {
+                    self.keeper.forget(&self.core.name, name);
+                }
+                dropped += 1;
+            }
+        }
+        dropped
+    }
+
+    fn take_over(&self, objects: &mut Objects, number: u32, record: &ObjectRec, fd: OwnedFd) -> Result<()> {
+        let (name, target) = (text(&record.name, record.name_len)?, text(&record.target, record.target_len)?);
+        let owner = Owner { uid: record.uid, gid: record.gid, tgid: record.tgid, start: record.start };
+        // The length at registration, whatever the file has now: both ends must see the same ring.
+        let plan = self.plan(parse(name)?, record.len)?;
+        if plan.ring.is_some() != (record.tag == TAG_RING) {
+            return Err(Errno::BADMSG);
+        }
+        let slot =
+            |raw: u32, (_, geometry): (RingAttrs, Geometry)| geometry.slot(raw as i32).ok_or(Errno::BADMSG);
+        let positions = match plan.ring {
+            Some(ring) => (slot(record.journal_sq, ring)?, slot(record.journal_cq, ring)?),
+            None => (Slot::ZERO, Slot::ZERO),
+        };
+        let map = SharedMap::new(&fd, plan.len, true)?;
+        let object = self.object(name, target, &owner, number, &plan, fd, map, positions);
+        if let Memory::Ring(ring) = &object.memory {
+            ring.restore();
+        }
+        self.enter(objects, object, &plan);
+        Ok(())
+    }
+
+    /// Duplicates of the fds of all objects by name, for a peer that lost what it kept.
+    pub fn fds(&self) -> Result<Vec<(String, OwnedFd)>> {
+        let objects = lock(&self.objects);
+        let dup = |object: &Object| rustix::io::fcntl_dupfd_cloexec(object.fd(), 0);
+        objects.by_name.iter().map(|(name, object)| Ok((name.clone(), dup(object)?))).collect()
+    }
+
+    /// Ends serving: nothing more is claimed, and what is in flight is completed and published. `false`: it was not done by
+    /// the deadline. A successor may go on from here.
+    pub fn quiesce(&self, timeout: Duration) -> bool {
+        self.core.closing.store(true, Ordering::SeqCst);
+        let deadline = Instant::now() + timeout;
+        loop {
+            self.engine.kick();
+            let busy = |ring: &Arc<Ring>| ring.attended.load(Ordering::SeqCst) != 0 || ring.in_flight() > 0;
+            if !self.core.rings().iter().any(busy) {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Ends the session for good: drops every object and removes the semaphores.
+    pub fn detach(&self, timeout: Duration) {
+        if !self.quiesce(timeout) {
+            tracing::warn!(
+                session = self.core.name,
+                "requests are still in flight; their memory stays until they end"
+            );
+        }
+        self.reap(|_| true);
+        if let (Some(shm), Some(semaphores)) = (&self.shm, &self.core.semaphores) {
+            semaphores.iter().for_each(|semaphore| semaphore.unlink(shm));
+        }
+    }
+}
+
+impl Drop for SessionRings {
+    /// Leaves registrations for a successor, but no thread behind.
+    fn drop(&mut self) {
+        self.core.closing.store(true, Ordering::SeqCst);
+        // Rings and their session hold each other.
+        self.core.change_rings(Vec::clear);
+        self.engine.kick();
+    }
+}
+
+fn parse(name: &str) -> Result<IovName> {
+    IovName::parse(name).map_err(|error| {
+        tracing::debug!(%error, "registration refused");
+        match error {
+            NameError::Uuid(_) => Errno::IO,
+            NameError::TooLong(_) => Errno::NAMETOOLONG,
+            NameError::Part(..) | NameError::NotARing(_) => Errno::INVAL,
+        }
+    })
+}
+
+fn record(name: &str, target: &str, owner: &Owner, plan: &Plan) -> Result<ObjectRec> {
+    let mut record = ObjectRec {
+        tag: if plan.ring.is_some() { TAG_RING } else { TAG_IOV },
+        uid: owner.uid,
+        gid: owner.gid,
+        tgid: owner.tgid,
+        start: owner.start,
+        len: plan.len,
+        name_len: name.len() as u32,
+        target_len: target.len() as u32,
+        ..zerocopy::FromZeros::new_zeroed()
+    };
+    record.name.get_mut(..name.len()).ok_or(Errno::NAMETOOLONG)?.copy_from_slice(name.as_bytes());
+    record.target.get_mut(..target.len()).ok_or(Errno::NAMETOOLONG)?.copy_from_slice(target.as_bytes());
+    Ok(record)
+}
+
+fn text(bytes: &[u8], len: u32) -> Result<&str> {
+    let bytes = bytes.get(..len as usize).ok_or(Errno::BADMSG)?;
+    std::str::from_utf8(bytes).map_err(|_| Errno::BADMSG)
+}
+
+/// Removes the semaphores that `state` names, of a session that ended without a daemon.
+pub fn remove_semaphores(shm: &OwnedFd, state: &SessionState) {
+    for known in state.header().semaphores {
+        let len = known.iter().position(|byte| *byte == 0).unwrap_or(known.len());
+        let Ok(name) = std::str::from_utf8(&known[..len]) else { continue };
+        if let Ok(semaphore) = SubmitSem::reopen(shm, name) {
+            semaphore.unlink(shm);
+        }
+    }
+}
+
+/// The session's submit semaphores: a predecessor's where they are still there.
+fn semaphores(shm: &OwnedFd, state: &SessionState) -> Result<[SubmitSem; 3]> {
+    let mut header: HeaderRec = state.header();
+    let mut make = |priority: Priority| {
+        let known = &header.semaphores[priority as usize];
+        let len = known.iter().position(|byte| *byte == 0).unwrap_or(known.len());
+        let known = std::str::from_utf8(&known[..len]).ok().filter(|name| !name.is_empty());
+        if let Some(semaphore) = known.and_then(|name| SubmitSem::reopen(shm, name).ok()) {
+            return Ok(semaphore);
+        }
+        let semaphore = SubmitSem::create(shm)?;
+        let field = &mut header.semaphores[priority as usize];
+        *field = [0; 64];
+        field[..semaphore.name().len()].copy_from_slice(semaphore.name().as_bytes());
+        Ok::<_, Errno>(semaphore)
+    };
+    let semaphores = [make(Priority::High)?, make(Priority::Normal)?, make(Priority::Low)?];
+    state.set_header(&header);
+    Ok(semaphores)
+}

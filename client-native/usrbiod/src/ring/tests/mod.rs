@@ -1,0 +1,1 @@
+//! Tests of the rings, with a client end of their own.
