@@ -1,0 +1,46 @@
+//! 4 KiB random reads past the page cache: USRBIO on an O_DIRECT open against io_uring on one.
+
+use anyhow::{Result, ensure};
+
+use crate::contender::{Direction, Uring, Usrbio};
+use crate::duel::{Check, Entrant, fight};
+use crate::fixture::{Bench, Store, drop_cached, is_cached, open};
+use crate::pattern::{PAGE, Pattern};
+use crate::report::{Comparison, Report};
+
+const BATCHES: [usize; 2] = [32, 128];
+const TARGET: f64 = 0.95;
+
+/// Runs the case on the disk; a tmpfs has no device to go to.
+pub fn run(bench: &Bench, report: &mut Report) -> Result<()> {
+    let area = bench.area(Store::Disk)?;
+    let size = bench.pace.file_size / 2;
+    area.make_file("direct", size)?;
+    let native = area.dir.join("direct");
+    for batch in BATCHES {
+        drop_cached(&native)?;
+        let pattern = Pattern::random(size, PAGE);
+        let through = open(&area.mount.join("direct"), true)?;
+        let usrbio = Usrbio::new(bench.capi()?, &area.mount, through, batch, PAGE, Direction::Read)?;
+        let uring = Uring::new(open(&native, true)?, batch, PAGE)?;
+        let mut entrants = [
+            Entrant::new("USRBIO", usrbio, pattern.clone()),
+            Entrant::new("io_uring, fixed, native", uring, pattern),
+        ];
+        fight(&mut entrants, batch, bench.pace, &Check::Read)?;
+        ensure!(
+            !is_cached(&native)?,
+            "the file is in the page cache: requests on an O_DIRECT open did not go to the device"
+        );
+        let line = Comparison {
+            case: format!("random reads of 4 KiB, {}, O_DIRECT", area.name),
+            what: format!("USRBIO, batch {batch}"),
+            against: entrants[1].name().into(),
+            unit: "kIOPS",
+            scale: 1e-3,
+            target: Some(TARGET),
+        };
+        report.add(line.of_rates(&entrants[0].rates, &entrants[1].rates));
+    }
+    Ok(())
+}
