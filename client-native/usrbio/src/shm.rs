@@ -1,11 +1,11 @@
 //! Shared memory below `/dev/shm`: making it with its pages reserved, opening it, mapping it.
 
 use crate::error::Error;
-use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 
@@ -102,9 +102,10 @@ impl ShmFile {
             let path = path.clone();
             move |errno| Error::Shm { what, path, errno }
         };
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let fd = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o666)).map_err(failed("create"))?;
-        let file = ShmFile { path: path.clone(), linked: true };
+        // Without a name until it is whole: a process killed meanwhile leaves nothing in /dev/shm. What is left of the
+        // moment until the daemon knows the name cannot be had without one, since the daemon opens the file by it.
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(SHM_DIR, flags, Mode::from_raw_mode(0o666)).map_err(failed("create"))?;
         rustix::fs::ftruncate(&fd, len as u64).map_err(failed("size"))?;
         let mapping = Mapping::new(fd.as_fd(), len).map_err(failed("map"))?;
         // SAFETY: just mapped. Before the pages come, or the policy would come too late.
@@ -113,6 +114,9 @@ impl ShmFile {
         if let Err(errno) = mapping.populate() {
             tracing::debug!("{}: pages are not populated: {errno}", path.display());
         }
+        let nameless = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        rustix::fs::linkat(CWD, nameless, CWD, &path, AtFlags::SYMLINK_FOLLOW).map_err(failed("name"))?;
+        let file = ShmFile { path, linked: true };
         Ok((file, mapping))
     }
 

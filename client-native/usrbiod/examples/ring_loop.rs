@@ -2,7 +2,7 @@
 //! reads, in thousands per second.
 //!
 //! ```sh
-//! cargo run --release --example ring_loop -- /tmp/file            # cached; add `direct` for O_DIRECT
+//! cargo run --release --example ring_loop -- /tmp/file            # cached; add `direct` for O_DIRECT, `plain` to register nothing
 //! ```
 //!
 //! The client is a process of its own. It waits for the whole batch, as fio does: first looking for up to 50 µs, then
@@ -63,7 +63,7 @@ impl Random {
 }
 
 /// Raw io_uring, registered buffers and files, whole batches.
-fn raw(file: &str, direct: bool, batch: u32, time: Duration) -> f64 {
+fn raw(file: &str, direct: bool, fixed: bool, batch: u32, time: Duration) -> f64 {
     use io_uring::{IoUring, opcode, types};
     let fd = open(file, OFlags::RDONLY | if direct { OFlags::DIRECT } else { OFlags::empty() });
     let blocks = rustix::fs::fstat(&fd).expect("stat").st_size as u64 / BLOCK;
@@ -86,8 +86,12 @@ fn raw(file: &str, direct: bool, batch: u32, time: Duration) -> f64 {
         for i in 0..batch {
             // SAFETY: inside the mapping, for `i < 128`.
             let to = unsafe { base.add(i as usize * BLOCK as usize) };
-            let read = opcode::ReadFixed::new(types::Fixed(0), to, BLOCK as u32, 0);
-            let read = read.offset(random.below(blocks) * BLOCK).build();
+            let off = random.below(blocks) * BLOCK;
+            let read = if fixed {
+                opcode::ReadFixed::new(types::Fixed(0), to, BLOCK as u32, 0).offset(off).build()
+            } else {
+                opcode::Read::new(types::Fd(fd.as_raw_fd()), to, BLOCK as u32).offset(off).build()
+            };
             // SAFETY: file and memory outlive the ring.
             unsafe { ring.submission().push(&read) }.expect("room for a batch");
         }
@@ -116,7 +120,8 @@ impl Semaphore {
     fn wait(&self) {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         let nanos = now.tv_nsec + 1_000_000;
-        let until = libc::timespec { tv_sec: now.tv_sec + nanos / 1_000_000_000, tv_nsec: nanos % 1_000_000_000 };
+        let until =
+            libc::timespec { tv_sec: now.tv_sec + nanos / 1_000_000_000, tv_nsec: nanos % 1_000_000_000 };
         // SAFETY: a live semaphore.
         unsafe { libc::sem_timedwait(self.0, &until) };
     }
@@ -178,13 +183,12 @@ fn client(args: &[String]) {
 
 struct Bench {
     _rings: SessionRings,
-    engine: Arc<Engine>,
     dir: tempfile::TempDir,
     submit: String,
     blocks: u64,
 }
 
-fn serve(path: &str, direct: bool, workers: usize) -> Bench {
+fn session(path: &str, direct: bool, engine: &Arc<Engine>) -> Bench {
     let fd = open(path, OFlags::RDONLY);
     let stat = rustix::fs::fstat(&fd).expect("stat");
     let in_memory = rustix::fs::fstatfs(&fd).expect("statfs").f_type == libc::TMPFS_MAGIC;
@@ -203,7 +207,6 @@ fn serve(path: &str, direct: bool, workers: usize) -> Bench {
         let file = std::fs::File::create(dir.path().join(name)).expect("create");
         file.set_len(len).expect("ftruncate");
     }
-    let engine = Engine::start(workers).expect("engine");
     let config = RingsConfig {
         session: "bench".into(),
         files: Arc::new(OneFile(Arc::new(file))),
@@ -214,13 +217,13 @@ fn serve(path: &str, direct: bool, workers: usize) -> Bench {
         limits: Limits::default(),
         read_only: false,
     };
-    let rings = SessionRings::new(config, &engine).expect("rings");
+    let rings = SessionRings::new(config, engine).expect("rings");
     let owner = Owner { uid: 0, gid: 0, tgid: std::process::id(), start: 0 };
     rings.register(IOV_ID, "/dev/shm/hf3fs-iov-x", &owner).expect("iov");
     rings.register(&format!("{RING_ID}.r0.t0"), "/dev/shm/ring", &owner).expect("ring");
     let submit = rings.semaphore_target(Priority::Normal).expect("semaphore");
     let submit = submit.rsplit('/').next().unwrap_or_default().to_owned();
-    Bench { _rings: rings, engine, dir, submit, blocks: stat.st_size as u64 / BLOCK }
+    Bench { _rings: rings, dir, submit, blocks: stat.st_size as u64 / BLOCK }
 }
 
 fn cpu_seconds() -> f64 {
@@ -234,7 +237,10 @@ impl Bench {
         let (begun, cpu) = (Instant::now(), cpu_seconds());
         let output = std::process::Command::new(std::env::current_exe().expect("self"))
             .args(["client", self.dir.path().to_str().expect("utf-8"), &self.submit])
-            .args([self.blocks, batch.into(), time.as_millis() as u64, spin_us, depth.into()].map(|n| n.to_string()))
+            .args(
+                [self.blocks, batch.into(), time.as_millis() as u64, spin_us, depth.into()]
+                    .map(|n| n.to_string()),
+            )
             .stderr(std::process::Stdio::inherit())
             .output()
             .expect("client");
@@ -250,25 +256,30 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn main() {
-    tracing_subscriber::fmt().init();
+    tracing_subscriber::fmt().with_max_level(tracing::Level::ERROR).init();
     let args: Vec<String> = std::env::args().skip(1).collect();
     if args.first().is_some_and(|arg| arg == "client") {
         return client(&args[1..]);
     }
-    let path = args.first().expect("usage: ring_loop FILE [direct] [rounds=5] [ms=500] [batch=N]");
+    let path = args.first().expect("usage: ring_loop FILE [direct] [plain] [rounds=5] [ms=500] [batch=N]");
     let direct = args.iter().any(|arg| arg == "direct");
+    let plain = args.iter().any(|arg| arg == "plain");
     let option = |key: &str| args.iter().find_map(|arg| arg.strip_prefix(key)?.parse::<u64>().ok());
-    let (rounds, time) = (option("rounds=").unwrap_or(5), Duration::from_millis(option("ms=").unwrap_or(500)));
+    let (rounds, time) =
+        (option("rounds=").unwrap_or(5), Duration::from_millis(option("ms=").unwrap_or(500)));
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    let bench = serve(path, direct, workers);
-    println!("batch  uring-fixed      spin  ratio cores     sleep  ratio cores      deep  ratio cores");
+    let engine = Engine::start(workers).expect("engine");
+    let bench = session(path, direct, &engine);
+    println!("batch     io_uring      spin  ratio cores     sleep  ratio cores      deep  ratio cores");
     for batch in BATCHES.into_iter().filter(|b| option("batch=").is_none_or(|only| only == u64::from(*b))) {
         let mut raws = Vec::new();
         let mut modes = [const { (Vec::new(), Vec::new(), Vec::new()) }; 3];
         for _ in 0..rounds {
-            let base = raw(path, direct, batch, time);
+            let base = raw(path, direct, !plain, batch, time);
             raws.push(base);
-            for (mode, (spin, depth)) in modes.iter_mut().zip([(50, batch), (0, batch), (50, (batch * 2).min(ENTRIES))]) {
+            for (mode, (spin, depth)) in
+                modes.iter_mut().zip([(50, batch), (0, batch), (50, (batch * 2).min(ENTRIES))])
+            {
                 let (rate, cores) = bench.run(batch, time, spin, depth);
                 mode.0.push(rate);
                 mode.1.push(rate / base);
@@ -281,8 +292,10 @@ fn main() {
         }
         println!();
     }
-    let idle = cpu_seconds();
-    std::thread::sleep(Duration::from_secs(1));
-    println!("idle: {:.2} % of a core", (cpu_seconds() - idle) * 100.0);
-    bench.engine.stop();
+    let idle: Vec<Bench> = (1..100).map(|_| session(path, direct, &engine)).collect();
+    let (begun, cpu) = (Instant::now(), cpu_seconds());
+    std::thread::sleep(Duration::from_secs(3));
+    let share = (cpu_seconds() - cpu) / begun.elapsed().as_secs_f64() * 100.0;
+    println!("{} idle sessions with a ring each: {share:.2} % of a core", idle.len() + 1);
+    engine.stop();
 }

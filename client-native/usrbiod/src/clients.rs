@@ -20,6 +20,14 @@ pub fn owner_of(caller: &Caller) -> Owner {
     Owner { uid: caller.uid, gid: caller.gid, tgid, start }
 }
 
+/// The process of a caller; 0 when it cannot be seen or is gone. Much faster than [`owner_of`] for most callers.
+pub fn tgid_of(caller: &Caller) -> u32 {
+    if crate::sys::process::is_leader(caller.pid) {
+        return caller.pid;
+    }
+    ThreadStatus::read(caller.pid).and_then(|status| status.number("Tgid:")).unwrap_or_default()
+}
+
 /// Thread group of a thread, and its start time.
 fn thread_group(tid: u32) -> Option<(u32, u64)> {
     let status = ThreadStatus::read(tid)?;

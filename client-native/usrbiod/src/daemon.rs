@@ -166,7 +166,11 @@ impl Daemon {
         let (session, dropped) =
             Session::new(config, fds, Arc::new(state), &self.shared, number, resume.then_some(kept))?;
         let session = Arc::new(session);
-        // The pool may find at once that the mount is gone, and then looks here.
+        // Before a request is read: one that is being served already would come a second time.
+        if resume && let Err(errno) = self.shared.pool.resume(&session) {
+            tracing::error!(session = name, %errno, "requests that were being worked on are lost: their callers hang");
+        }
+        // The pool may find at once that the mount is gone, and then looks for the session here.
         self.sessions().insert(name.clone(), Attached { session: session.clone(), backing, shm });
         if let Err(errno) = self.shared.pool.add(session.clone()) {
             self.sessions().remove(&name);
@@ -175,9 +179,6 @@ impl Daemon {
                 session.rings.detach(PATIENCE);
             }
             return Err(errno);
-        }
-        if resume && let Err(errno) = self.shared.pool.resume(&session) {
-            tracing::error!(session = name, %errno, "requests that were being worked on are lost: their callers hang");
         }
         let mount_point = session.config.mount_point.display();
         tracing::info!(session = name, %mount_point, resume, given, dropped, "session attached");

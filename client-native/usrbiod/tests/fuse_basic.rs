@@ -11,6 +11,7 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 fn names(dir: &Path) -> Vec<String> {
@@ -105,7 +106,7 @@ fn names_are_made_renamed_linked_and_removed() {
 #[test]
 fn an_unlinked_file_lives_until_it_is_closed() {
     both(|m| {
-        let mut file = File::options().read(true).write(true).create(true).open(m.path("gone")).unwrap();
+        let mut file = File::options().read(true).write(true).create_new(true).open(m.path("gone")).unwrap();
         file.write_all(b"still here").unwrap();
         fs::remove_file(m.path("gone")).unwrap();
         let mut text = String::new();
@@ -185,7 +186,7 @@ fn a_long_directory_is_listed_whole_and_the_root_shows_3fs_virt_once() {
 #[test]
 fn space_is_reserved_holes_are_punched_and_found() {
     both(|m| {
-        let file = File::options().read(true).write(true).create(true).open(m.path("sparse")).unwrap();
+        let file = File::options().read(true).write(true).create_new(true).open(m.path("sparse")).unwrap();
         let fd = file.as_raw_fd();
         // SAFETY: system calls on an open fd, without memory.
         let (reserved, punched) = unsafe {
@@ -223,7 +224,15 @@ fn lock(file: &File, kind: i32, wait: bool, start: i64, len: i64) -> Result<(), 
 #[test]
 fn a_lock_is_waited_for_and_comes_when_its_holder_lets_go() {
     both(|m| {
-        let open = || File::options().read(true).write(true).create(true).open(m.path("locked")).unwrap();
+        let open = || {
+            File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(m.path("locked"))
+                .unwrap()
+        };
         let (first, second) = (open(), open());
         lock(&first, libc::F_WRLCK, false, 0, 10).unwrap();
         assert_eq!(lock(&second, libc::F_WRLCK, false, 5, 10), Err(libc::EAGAIN));
@@ -247,7 +256,15 @@ fn a_lock_is_waited_for_and_comes_when_its_holder_lets_go() {
 #[test]
 fn a_signal_ends_a_wait_for_a_lock() {
     both(|m| {
-        let open = || File::options().read(true).write(true).create(true).open(m.path("locked")).unwrap();
+        let open = || {
+            File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(m.path("locked"))
+                .unwrap()
+        };
         let (holder, other) = (open(), open());
         lock(&holder, libc::F_WRLCK, false, 0, 0).unwrap();
         extern "C" fn ignore(_: i32) {}
@@ -319,10 +336,99 @@ fn many_threads_work_side_by_side() {
 }
 
 #[test]
+fn the_virtual_tree_is_there_and_cannot_be_changed_like_files() {
+    let Some(m) = mount(Setup::default()) else { return };
+    let tree = m.path("3fs-virt");
+    assert_eq!(names(&tree), ["get-conf", "iovs", "rm-rf", "set-conf"]);
+    assert!(
+        names(&tree.join("iovs")).contains(&"submit-ios".to_owned()) || m.session.rings.list().is_empty()
+    );
+    let refused = |result: io::Result<()>| assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EPERM));
+    refused(fs::create_dir(tree.join("iovs/dir")));
+    refused(fs::write(tree.join("iovs/file"), ""));
+    refused(fs::rename(&tree, m.path("elsewhere")));
+    refused(fs::rename(tree.join("iovs"), m.path("elsewhere")));
+    refused(fs::set_permissions(tree.join("iovs"), fs::Permissions::from_mode(0o700)));
+    fs::remove_dir(tree.join("iovs")).unwrap_err();
+    fs::remove_dir(&tree).unwrap_err();
+    assert_eq!(fs::metadata(&tree).unwrap().ino() >> 60, 0xf);
+}
+
+#[test]
+fn a_key_can_be_set_twice_in_a_row_and_readonly_acts() {
+    let Some(m) = mount(Setup::default()) else { return };
+    let set = |value: &str| symlink(value, m.path("3fs-virt/set-conf/usr.readonly"));
+    set("true").unwrap();
+    assert_eq!(fs::read_link(m.path("3fs-virt/get-conf/usr.readonly")).unwrap(), Path::new("true"));
+    assert_eq!(fs::write(m.path("file"), "x").unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
+    set("false").unwrap();
+    assert_eq!(fs::read_link(m.path("3fs-virt/get-conf/usr.readonly")).unwrap(), Path::new("false"));
+    fs::write(m.path("file"), "x").unwrap();
+    fs::create_dir_all(m.path("tree/below")).unwrap();
+    fs::rename(m.path("tree"), m.path("3fs-virt/rm-rf/any")).unwrap();
+    assert!(!m.backing("tree").exists());
+}
+
+#[test]
+fn one_file_is_opened_and_closed_by_many_at_once() {
+    both(|m| {
+        let path = &m.path("file");
+        fs::write(path, "text").unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..2000).for_each(|_| assert_eq!(fs::read(path).unwrap(), b"text")));
+            }
+        });
+    });
+}
+
+#[test]
 fn the_callback_comes_once_when_the_mount_is_gone() {
     let Some(m) = mount(Setup::default()) else { return };
     fs::write(m.path("file"), "x").unwrap();
     m.unmount();
     assert_eq!(m.unmounted.recv_timeout(Duration::from_secs(10)).as_deref(), Ok("test"));
     assert!(m.unmounted.recv_timeout(Duration::from_millis(10)).is_err());
+}
+
+/// `cargo test --release --test fuse_basic -- --ignored --nocapture measure`
+#[test]
+#[ignore = "a measurement"]
+fn measure_metadata_operations() {
+    let Some(m) = mount(Setup::default()) else { return };
+    fs::write(m.path("file"), "x").unwrap();
+    let time = |what: &str, threads: usize, each: &(dyn Fn(usize, usize) + Sync)| {
+        const TIMES: usize = 20_000;
+        let latency = &m.session.metrics.fuse_latency;
+        let before = (latency.count(), latency.sum_ns.load(Ordering::Relaxed));
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            for thread in 0..threads {
+                scope.spawn(move || (0..TIMES / threads).for_each(|i| each(thread, i)));
+            }
+        });
+        let micros = begun.elapsed().as_secs_f64() * 1e6 / TIMES as f64;
+        let requests = latency.count() - before.0;
+        let served =
+            (latency.sum_ns.load(Ordering::Relaxed) - before.1) as f64 / 1e3 / requests.max(1) as f64;
+        eprintln!(
+            "{what:32} {threads} threads: {micros:7.2} us each, {:.2} requests of {served:.2} us",
+            requests as f64 / TIMES as f64
+        );
+    };
+    let root = &m.path("");
+    let missing = &m.path("missing");
+    let file = &m.path("file");
+    let native = &m.backing("file");
+    for threads in [1, 2, 4] {
+        time("lookup of a missing name", threads, &|_, _| drop(fs::metadata(missing)));
+        time("open and close", threads, &|_, _| drop(File::open(file).unwrap()));
+        time("open and close, native", threads, &|_, _| drop(File::open(native).unwrap()));
+        time("create and unlink", threads, &|thread, _| {
+            let path = root.join(format!("new-{thread}"));
+            drop(File::create(&path).unwrap());
+            fs::remove_file(&path).unwrap();
+        });
+    }
+    eprintln!("{} workers", m.shared.pool.workers());
 }

@@ -2,8 +2,8 @@
 
 mod served;
 
-use served::Served;
 use rustix::mm::{MapFlags, ProtFlags};
+use served::Served;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};

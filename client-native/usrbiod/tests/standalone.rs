@@ -4,10 +4,11 @@ mod common;
 
 use common::{is_root, usrbiod, wait_until};
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::Write;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use usrbiod::sys::mount::{mounted_at, unmount};
 
 /// A directory with `data`, `mnt` and `shm`, and `usrbiod serve` on them.
@@ -173,25 +174,36 @@ fn open_files_outlive_the_daemon() {
         fs::write(serve.data("read"), vec![7; 1 << 20]).unwrap();
         let read = File::open(serve.mnt("read")).unwrap();
         let mut write = OpenOptions::new().create(true).append(true).open(serve.mnt("write")).unwrap();
-        let unlinked =
-            OpenOptions::new().create_new(true).read(true).write(true).open(serve.mnt("gone")).unwrap();
-        fs::remove_file(serve.mnt("gone")).unwrap();
         for round in 0..3 {
             serve.kill_daemon();
             let mut buf = vec![0; 4096];
             read.read_exact_at(&mut buf, 4096 * round).unwrap();
             assert!(buf.iter().all(|b| *b == 7));
             writeln!(write, "round {round}").unwrap();
-            unlinked.write_all_at(&[round as u8; 100], 100 * round).unwrap();
             fs::write(serve.mnt(&format!("new-{round}")), "new").unwrap();
         }
         assert_eq!(fs::read_to_string(serve.data("write")).unwrap(), "round 0\nround 1\nround 2\n");
-        let mut all = Vec::new();
-        (&unlinked).seek(SeekFrom::Start(0)).unwrap();
-        (&unlinked).read_to_end(&mut all).unwrap();
-        assert_eq!(all, [[0; 100], [1; 100], [2; 100]].concat());
         assert_eq!(serve.semaphores(), 3);
     }
+}
+
+#[test]
+fn an_open_file_without_a_name_outlives_the_daemon_by_passthrough() {
+    if !is_root() {
+        return;
+    }
+    let serve = Serve::start(&[]);
+    let file = OpenOptions::new().create_new(true).read(true).write(true).open(serve.mnt("gone")).unwrap();
+    fs::remove_file(serve.mnt("gone")).unwrap();
+    for round in 0..3 {
+        serve.kill_daemon();
+        file.write_all_at(&[round as u8; 100], 100 * round).unwrap();
+        file.sync_all().unwrap();
+    }
+    let mut all = vec![9; 300];
+    file.read_exact_at(&mut all, 0).unwrap();
+    assert_eq!(all, [[0; 100], [1; 100], [2; 100]].concat());
+    assert_eq!(file.metadata().unwrap().len(), 300);
 }
 
 #[test]
@@ -201,26 +213,29 @@ fn writers_never_notice_that_the_daemon_is_killed_again_and_again() {
     }
     let serve = Serve::start(&["--no-passthrough"]);
     let path = serve.mnt("steady");
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let written = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| {
+    let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
+    let done_now = || done.load(Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
             let mut file = File::create(&path).unwrap();
-            let mut count = 0_u64;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
+                let count = done_now();
                 file.write_all(&count.to_le_bytes()).unwrap();
                 let name = path.with_file_name(format!("made-{count}"));
                 drop(File::create_new(&name).unwrap());
                 fs::rename(&name, path.with_file_name("made")).unwrap();
-                count += 1;
+                done.store(count + 1, Ordering::Relaxed);
             }
-            count
         });
+        // A fifth death within 10 s would be a crash loop.
         for _ in 0..4 {
+            let before = done_now();
+            wait_until("the writer to get on", || done_now() > before + 50);
             serve.kill_daemon();
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        writer.join().unwrap()
+        stop.store(true, Ordering::Relaxed);
     });
+    let written = done_now();
     let found = fs::read(serve.data("steady")).unwrap();
     let expected: Vec<u8> = (0..written).flat_map(u64::to_le_bytes).collect();
     assert!(written > 0 && found == expected, "{} of {} bytes", found.len(), expected.len());

@@ -2,8 +2,8 @@
 
 mod served;
 
-use served::{Served, disk_dir, wait_until};
 use rustix::fs::{FlockOperation, flock};
+use served::{Served, disk_dir, wait_until};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -74,8 +74,11 @@ fn daemon_of(supervisor: u32) -> Option<rustix::process::Pid> {
     rustix::process::Pid::from_raw(pid)
 }
 
+/// A client: it works until it is told to stop, and counts what it did.
+type Load<'a> = dyn Fn(&AtomicBool, &AtomicU64) + Sync + 'a;
+
 /// Kills the daemon again and again while `work` runs in threads; returns when all is done.
-fn under_kills(served: &Served, kills: usize, work: &[&(dyn Fn(&AtomicBool, &AtomicU64) + Sync)]) {
+fn under_kills(served: &Served, kills: usize, work: &[&Load<'_>]) {
     let stop = AtomicBool::new(false);
     let progress: Vec<AtomicU64> = work.iter().map(|_| AtomicU64::new(0)).collect();
     std::thread::scope(|scope| {

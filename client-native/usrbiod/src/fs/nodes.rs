@@ -77,7 +77,8 @@ impl Nodes {
         for (index, rec) in nodes.state.nodes.iter() {
             let key = (rec.dev, rec.ino);
             // Of two nodes with one inode number, the one whose handle still opens is the newer.
-            if let Some(older) = nodes.shard(key).insert(key, index) {
+            let older = nodes.shard(key).insert(key, index);
+            if let Some(older) = older {
                 let keep = if nodes.open_rec(&rec, OFlags::PATH).is_ok() { index } else { older };
                 nodes.shard(key).insert(key, keep);
             }

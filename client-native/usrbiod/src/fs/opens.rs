@@ -183,7 +183,7 @@ impl Opens {
         if id.is_none() && inner.files[slot(write, false)].is_none() {
             let fd = match made {
                 Some(fd) => fd,
-                None => nodes.reopen(open.node, io_flags(write))?,
+                None => open_file(nodes, open.node, write, false)?,
             };
             inner.files[slot(write, false)] =
                 Some(Arc::new(BackingFile::new(fd, None, open.node, open.ino)?));
@@ -214,7 +214,7 @@ impl Opens {
         let fd = match made {
             Some(fd) => fd.as_fd(),
             None => {
-                own = nodes.reopen(open.node, io_flags(false))?;
+                own = nodes.reopen(open.node, OFlags::RDONLY | OFlags::NONBLOCK)?;
                 own.as_fd()
             }
         };
@@ -244,10 +244,11 @@ impl Opens {
     /// is not open is no error.
     pub fn release(&self, node: NodeId, fh: u64) {
         let Ok((index, _)) = self.rec(node, fh, FILE) else { return };
-        self.state.opens.remove(index);
-        let Some(open) = self.find(node) else { return };
+        let Some(open) = self.find(node) else { return self.state.opens.remove(index) };
         let mut inner = open.lock();
         inner.handles.remove(&index);
+        // Last: another open of this inode may get the index at once, and is in `handles` then.
+        self.state.opens.remove(index);
         if inner.handles.is_empty() && !inner.dead {
             self.close_node(&open, inner);
         }
@@ -353,12 +354,8 @@ impl OpenNode {
         if let Some(file) = inner.files[at].as_ref().or(inner.files[at | slot(true, false)].as_ref()) {
             return Ok(file.clone());
         }
-        let flags = io_flags(write);
-        let fd = nodes.reopen(self.node, flags)?;
-        let direct = match direct {
-            true => Some(nodes.reopen(self.node, flags | OFlags::DIRECT)?),
-            false => None,
-        };
+        let fd = open_file(nodes, self.node, write, false)?;
+        let direct = direct.then(|| open_file(nodes, self.node, write, true)).transpose()?;
         let file = Arc::new(BackingFile::new(fd, direct, self.node, self.ino)?);
         inner.files[at] = Some(file.clone());
         Ok(file)
@@ -405,8 +402,12 @@ fn check_access(nodes: &Nodes, node: NodeId, owner: &Owner, write: bool) -> Resu
     }
 }
 
-/// How the daemon opens a file that it has permission for anyway.
-fn io_flags(write: bool) -> OFlags {
-    // Not to hang on a FIFO; regular files do not care.
-    OFlags::NONBLOCK | if write { OFlags::RDWR } else { OFlags::RDONLY }
+/// Opens a file for the daemon, which has permission anyway.
+fn open_file(nodes: &Nodes, node: NodeId, write: bool, direct: bool) -> Result<OwnedFd> {
+    let direct = if direct { OFlags::DIRECT } else { OFlags::empty() };
+    let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
+    // Not to hang on a FIFO. With the flag, io_uring would answer EAGAIN on some file systems: it goes again.
+    let fd = nodes.reopen(node, access | direct | OFlags::NONBLOCK)?;
+    rustix::fs::fcntl_setfl(&fd, direct)?;
+    Ok(fd)
 }

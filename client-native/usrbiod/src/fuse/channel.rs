@@ -2,20 +2,16 @@
 
 use super::abi::{self, NotifyInvalEntryOut, NotifyInvalInodeOut, OutHeader, init, notify};
 use super::buffer::ReplyBuffer;
+use super::lock_calls::LockCalls;
 use crate::state::records::HeaderRec;
 use crate::sys::fuse_dev;
 use crate::types::{Errno, NodeId, Result};
 use rustix::fs::OFlags;
-use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use zerocopy::IntoBytes;
-
-/// Interrupts that are remembered for requests which have not come to wait yet.
-const INTERRUPTS: usize = 64;
 
 /// The `/dev/fuse` fd of one session.
 pub struct Channel {
@@ -25,7 +21,8 @@ pub struct Channel {
     wants_passthrough: bool,
     /// Flags agreed at `INIT`, 0 before.
     agreed: AtomicU64,
-    interrupts: Mutex<VecDeque<u64>>,
+    /// What is to be known of lock calls.
+    pub(super) lock_calls: LockCalls,
 }
 
 impl Channel {
@@ -35,7 +32,12 @@ impl Channel {
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
         let agreed = if header.init_done == 1 { header.fuse_flags } else { 0 };
-        Ok(Channel { fd, wants_passthrough, agreed: AtomicU64::new(agreed), interrupts: Mutex::default() })
+        Ok(Channel {
+            fd,
+            wants_passthrough,
+            agreed: AtomicU64::new(agreed),
+            lock_calls: LockCalls::default(),
+        })
     }
 
     /// Flags agreed at `INIT`; 0 before it.
@@ -118,22 +120,6 @@ impl Channel {
             Err(e) => Err(e),
         }
     }
-
-    /// Notes that `unique` was interrupted, for the case that it has not come to wait yet.
-    pub(super) fn note_interrupt(&self, unique: u64) {
-        let mut interrupts = self.interrupts.lock().unwrap_or_else(|e| e.into_inner());
-        if interrupts.len() == INTERRUPTS {
-            interrupts.pop_front();
-        }
-        interrupts.push_back(unique);
-    }
-
-    /// Was `unique` interrupted? Forgets that it was.
-    pub(super) fn take_interrupt(&self, unique: u64) -> bool {
-        let mut interrupts = self.interrupts.lock().unwrap_or_else(|e| e.into_inner());
-        let found = interrupts.iter().position(|i| *i == unique);
-        found.and_then(|at| interrupts.remove(at)).is_some()
-    }
 }
 
 /// `ENOENT`: nobody waits for the answer any more, since the caller was killed or the mount aborted.
@@ -179,15 +165,6 @@ mod tests {
         let unique = 4 | abi::UNIQUE_RESEND;
         channel.answer(unique, Err(Errno::INTR)).unwrap();
         assert_eq!(sent(&kernel), OutHeader { len: 16, error: -4, unique }.as_bytes());
-    }
-
-    #[test]
-    fn an_interrupt_that_overtook_its_request_is_found_once() {
-        let (channel, _kernel) = pair();
-        (0..100).for_each(|unique| channel.note_interrupt(unique));
-        assert!(!channel.take_interrupt(10), "the oldest are forgotten");
-        assert!(channel.take_interrupt(50));
-        assert!(!channel.take_interrupt(50));
     }
 
     #[test]

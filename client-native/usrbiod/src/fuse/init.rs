@@ -16,7 +16,8 @@ use crate::types::{Errno, Result};
 ///
 /// Not asked for: `WRITEBACK_CACHE` (excludes passthrough), `CACHE_SYMLINKS` (links of `3fs-virt` change),
 /// `NO_OPEN_SUPPORT` (rings and passthrough need to know opens), `ALLOW_IDMAP` (the caller's uid would be missing from
-/// requests that `3fs-virt` judges by it), `OVER_IO_URING` (cannot be taken over).
+/// requests that `3fs-virt` judges by it), `CREATE_SUPP_GROUP` (the daemon's capabilities stand in for the caller's groups),
+/// `OVER_IO_URING` (cannot be taken over).
 const WANTED: u64 = init::ASYNC_READ
     | init::POSIX_LOCKS
     | init::FLOCK_LOCKS

@@ -9,6 +9,7 @@ mod buffer;
 mod channel;
 mod dispatch;
 mod init;
+mod lock_calls;
 mod pool;
 mod replay;
 pub mod reply;

@@ -82,8 +82,9 @@ impl Pool {
         })
     }
 
-    /// Asks the kernel for the requests that a predecessor read and did not answer. Call it after [`add`](Self::add) for a
-    /// mount that was served before.
+    /// Asks the kernel for the requests that a predecessor read and did not answer. Call it before
+    /// [`add`](Self::add) for a mount that was served before: a request that is being served already would be given
+    /// again, and the first reply to it refused.
     pub fn resume(&self, session: &Session) -> Result<()> {
         session.channel.resend()
     }
@@ -437,5 +438,121 @@ impl Shared {
 
     pub(super) fn buffers() -> (RequestBuffer, ReplyBuffer) {
         (RequestBuffer::new(), ReplyBuffer::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::FdCache;
+    use crate::ring::Engine;
+    use crate::session::{Limits, SessionConfig, SessionFds};
+    use crate::state::SessionState;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    /// A session whose kernel is a socket, and a pool without workers that has it.
+    fn pool() -> (Arc<Pool>, Arc<Served>, OwnedFd, tempfile::TempDir) {
+        let flags = SocketFlags::CLOEXEC;
+        let (fuse, kernel) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let backing = std::fs::File::open(dir.path()).unwrap().into();
+        let shared = Arc::new(Shared::new(Box::new(|_| ())).unwrap());
+        let pool = Arc::new(Pool { shared });
+        let config = SessionConfig {
+            name: "test".to_owned(),
+            cluster: "test".to_owned(),
+            mount_point: dir.path().to_owned(),
+            limits: Limits::default(),
+            read_only: false,
+            passthrough: false,
+        };
+        let parts = crate::session::Shared {
+            keeper: Arc::default(),
+            locks: Arc::default(),
+            fds: FdCache::new(10),
+            pool: pool.clone(),
+            engine: Engine::start(1).unwrap(),
+        };
+        let fds = SessionFds { fuse, backing, shm: None };
+        let state = Arc::new(SessionState::anonymous().unwrap());
+        let (session, _) = Session::new(config, fds, state, &parts, 7, None).unwrap();
+        pool.add(Arc::new(session)).unwrap();
+        let served = pool.shared.session(7).unwrap();
+        (pool, served, kernel, dir)
+    }
+
+    fn is_ready(shared: &Shared) -> bool {
+        loop {
+            match shared.poll() {
+                Event::Tick => (),
+                event => return matches!(event, Event::Session(_)),
+            }
+        }
+    }
+
+    #[test]
+    fn a_session_calls_one_worker_until_it_is_armed_again() {
+        let (pool, served, kernel, _dir) = pool();
+        rustix::io::write(&kernel, b"x").unwrap();
+        assert!(is_ready(&pool.shared));
+        let face = Face::default();
+        pool.shared.take_up(&face, &served);
+        assert!(!is_ready(&pool.shared), "the worker has the duty");
+        pool.shared.leave(&face, &served);
+        assert!(is_ready(&pool.shared), "there still is a request");
+    }
+
+    #[test]
+    fn a_request_that_takes_long_does_not_hold_up_its_session() {
+        let (pool, served, kernel, _dir) = pool();
+        rustix::io::write(&kernel, b"x").unwrap();
+        assert!(is_ready(&pool.shared));
+        let face = Arc::new(Face::default());
+        pool.shared.faces().push(face.clone());
+        pool.shared.take_up(&face, &served);
+        pool.shared.tick();
+        assert!(!is_ready(&pool.shared), "it is at no request");
+        pool.shared.begin(&face, Instant::now());
+        while face.duty.load(Ordering::SeqCst) != 0 {
+            pool.shared.tick();
+        }
+        assert!(is_ready(&pool.shared), "others are called");
+        pool.shared.leave(&face, &served);
+        assert_eq!(*served.workers(), 0);
+    }
+
+    #[test]
+    fn removing_waits_for_workers_and_nothing_calls_them_any_more() {
+        let (pool, served, kernel, _dir) = pool();
+        rustix::io::write(&kernel, b"x").unwrap();
+        assert!(is_ready(&pool.shared));
+        let face = Face::default();
+        pool.shared.take_up(&face, &served);
+        assert_eq!(served.wait_idle(Duration::ZERO), Err(Errno::TIMEDOUT));
+        std::thread::scope(|scope| {
+            let removing = scope.spawn(|| pool.remove("test"));
+            while !served.closed.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            pool.shared.leave(&face, &served);
+            assert_eq!(removing.join().unwrap(), Ok(()));
+        });
+        assert!(!is_ready(&pool.shared));
+    }
+
+    #[test]
+    fn an_action_runs_once_when_its_fd_is_readable() {
+        let shared = Arc::new(Shared::new(Box::new(|_| ())).unwrap());
+        let (fd, other) = rustix::pipe::pipe().unwrap();
+        let ran = Arc::new(AtomicU32::new(0));
+        let count = ran.clone();
+        shared.when_readable(fd, Box::new(move || _ = count.fetch_add(1, Ordering::SeqCst)));
+        assert!(matches!(shared.poll(), Event::Nothing));
+        drop(other);
+        let Event::Action(number) = shared.poll() else { panic!("the fd is readable") };
+        shared.act(number);
+        shared.act(number);
+        assert!(matches!(shared.poll(), Event::Nothing));
+        assert_eq!(ran.load(Ordering::SeqCst), 1);
     }
 }

@@ -195,7 +195,8 @@ pub struct Outcome {
 pub fn recorded(record: &ReplyRec) -> Result<Outcome> {
     match record.errno {
         0 => Ok(Outcome { node: record.node, fh: record.fh, opened: record.opened }),
-        errno => Err(Errno::from_raw_os_error(errno as i32)),
+        errno @ 1..4096 => Err(Errno::from_raw_os_error(errno as i32)),
+        _ => Err(Errno::IO),
     }
 }
 
@@ -260,7 +261,7 @@ mod tests {
         c.begin(&request(6, op::MKDIR), 0);
         c.done(&request(6, op::MKDIR), Err(Errno::EXIST));
         c.clear(&request(6, op::MKDIR));
-        [a, b, c].map(crash);
+        [a, b, c].into_iter().for_each(crash);
 
         let new = Journal::new(state.clone());
         let again = |unique, opcode| new.earlier(&request(unique | UNIQUE_RESEND, opcode));

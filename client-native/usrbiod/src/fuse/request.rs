@@ -6,6 +6,9 @@ use crate::types::{Caller, Errno, NodeId};
 use std::ffi::CStr;
 use zerocopy::FromBytes;
 
+/// Longest name that the kernel sends (`FUSE_NAME_MAX`).
+const NAME_MAX: usize = 1024;
+
 /// A request that cannot be understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed {
@@ -126,11 +129,13 @@ impl<'a> Body<'a> {
         Some(string)
     }
 
-    /// A name of a directory entry: a single component.
+    /// A name of a directory entry: a single component. The kernel resolves `.` and `..` itself (it asks for them only with
+    /// `EXPORT_SUPPORT`), and `..` of the root would lead out of the backing directory.
     fn name(&mut self) -> Option<&'a CStr> {
         let name = self.string()?;
         let bytes = name.to_bytes();
-        (!bytes.is_empty() && bytes.len() <= 1024 && !bytes.contains(&b'/')).then_some(name)
+        let special = matches!(bytes, b"" | b"." | b"..");
+        (!special && bytes.len() <= NAME_MAX && !bytes.contains(&b'/')).then_some(name)
     }
 
     fn bytes(&mut self, len: u32) -> Option<&'a [u8]> {
@@ -268,7 +273,7 @@ mod tests {
 
     #[test]
     fn names_are_single_components() {
-        for name in [&b"\0"[..], b"a/b\0", b"no terminator", b""] {
+        for name in [&b"\0"[..], b"a/b\0", b".\0", b"..\0", b"no terminator", b""] {
             assert_eq!(errno(&request(op::LOOKUP, &[name])), Some(Errno::INVAL), "{name:?}");
         }
         assert_eq!(errno(&request(op::LOOKUP, &[b"a\0"])), None);

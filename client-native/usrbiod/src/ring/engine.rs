@@ -78,6 +78,13 @@ impl Engine {
         Ok(engine)
     }
 
+    /// An engine that serves nothing by itself: tests take the turns.
+    #[cfg(test)]
+    pub(super) fn idle() -> Arc<Engine> {
+        let mailboxes = Arc::new([Mailbox::default()]);
+        Arc::new(Engine { mailboxes, threads: Mutex::default(), next: AtomicUsize::new(0) })
+    }
+
     /// Ends the workers: nothing more is claimed, what is in flight is completed and published. A successor may go on from
     /// here.
     pub fn stop(&self) {

@@ -92,6 +92,8 @@ pub(super) struct Io {
     /// Waited for without io_uring.
     waits: Vec<(u64, *const AtomicU32, u32)>,
     min_wait: bool,
+    gather_us: u32,
+    started: bool,
 }
 
 impl Io {
@@ -120,7 +122,15 @@ impl Io {
 
     fn with(uring: Option<IoUring>) -> Io {
         let min_wait = uring.as_ref().is_some_and(|u| u.params().is_feature_min_timeout());
-        Io { uring, ops: Slab::default(), done: Vec::new(), waits: Vec::new(), min_wait }
+        Io {
+            uring,
+            ops: Slab::default(),
+            done: Vec::new(),
+            waits: Vec::new(),
+            min_wait,
+            gather_us: GATHER_US,
+            started: false,
+        }
     }
 
     pub(super) fn in_flight(&self) -> usize {
@@ -154,6 +164,7 @@ impl Io {
             opcode::Read::new(fd, memory, len as u32).offset(off).build()
         };
         let flags = if op.background { squeue::Flags::ASYNC } else { squeue::Flags::empty() };
+        self.started = true;
         let entry = entry.flags(flags).user_data(self.ops.insert(op) as u64);
         self.push(&entry);
     }
@@ -234,7 +245,8 @@ impl Io {
     }
 
     /// Starts what is queued and sleeps until an event or the timeout. With many requests in flight, waits a little for more of
-    /// them: every wake-up costs as much as several requests.
+    /// them: every wake-up costs as much as several requests. A client that submits while others are in flight is looked
+    /// after soon; one that waits for all of them is left alone longer each time.
     pub(super) fn sleep(&mut self, timeout: Option<Duration>, out: &mut Vec<Event>) {
         if !self.done.is_empty() {
             return self.events(out);
@@ -248,8 +260,10 @@ impl Io {
         }
         let mut want = 1;
         if self.min_wait && in_flight >= 4 {
+            let more = std::mem::take(&mut self.started);
+            self.gather_us = if more { GATHER_US } else { (self.gather_us * 2).min(GATHER_MAX_US) };
             want = in_flight;
-            args = args.min_wait_usec(GATHER_US);
+            args = args.min_wait_usec(self.gather_us);
         }
         // ETIME and EINTR are as good as an event; EBUSY means that completions wait to be taken.
         let _ = uring.submitter().submit_with_args(want, &args);
@@ -289,6 +303,7 @@ impl Drop for Io {
 const FUTEX2_SIZE_U32: u32 = 2;
 /// How long to gather completions when many requests are in flight.
 const GATHER_US: u32 = 50;
+const GATHER_MAX_US: u32 = 800;
 
 /// Needs Linux 6.7.
 fn can_wait(uring: IoUring) -> std::io::Result<IoUring> {

@@ -23,6 +23,7 @@ mod worker;
 
 pub use engine::Engine;
 pub use registry::{RingsConfig, SessionRings, remove_semaphores};
+pub(crate) use sem::NAME_PREFIX;
 
 use crate::fs::{BackingFile, Fs};
 use crate::types::{Ino, Owner, Result};

@@ -415,6 +415,13 @@ impl Drop for SessionRings {
     }
 }
 
+#[cfg(test)]
+impl SessionRings {
+    pub(super) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+}
+
 fn parse(name: &str) -> Result<IovName> {
     IovName::parse(name).map_err(|error| {
         tracing::debug!(%error, "registration refused");

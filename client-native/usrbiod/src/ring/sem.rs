@@ -13,14 +13,15 @@
 
 use super::shm::{SharedMap, check_file};
 use crate::types::{Errno, Result};
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::thread::futex;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use usrbio_wire::sem::{ONE_WAITER, VALUE_AT, value, waiters};
 
 const FILE_LEN: u64 = size_of::<libc::sem_t>() as u64;
-const NAME_PREFIX: &str = "sem.hf3fs-submit-ios.";
+/// How the files' names begin.
+pub(crate) const NAME_PREFIX: &str = "sem.hf3fs-submit-ios.";
 
 /// `sem_post` on the semaphore at `at`. It is the peer's memory: whatever is in it, nothing worse than a needless wake-up
 /// comes of it (glibc's own would abort on some errors).
@@ -46,6 +47,11 @@ pub(super) struct SubmitSem {
     _fd: OwnedFd,
 }
 
+/// Says by a shared lock that a daemon lives which uses the file: who cleans up looks for it.
+fn hold(fd: &OwnedFd) -> Result<()> {
+    rustix::fs::flock(fd, FlockOperation::NonBlockingLockShared)
+}
+
 impl SubmitSem {
     /// Makes a semaphore that everybody in the pod may post.
     pub(super) fn create(shm: impl AsFd) -> Result<SubmitSem> {
@@ -55,6 +61,7 @@ impl SubmitSem {
         rustix::fs::ftruncate(&fd, FILE_LEN)?;
         let map = SharedMap::new(&fd, FILE_LEN, true)?;
         map.init_semaphore(0)?;
+        hold(&fd)?;
         // Not by the mode above: the umask applies to it.
         rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o666))?;
         Ok(SubmitSem { name, map, _fd: fd })
@@ -73,6 +80,7 @@ impl SubmitSem {
             return Err(Errno::BADMSG);
         }
         let map = SharedMap::new(&fd, FILE_LEN, true)?;
+        hold(&fd)?;
         Ok(SubmitSem { name: name.to_owned(), map, _fd: fd })
     }
 

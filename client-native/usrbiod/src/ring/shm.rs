@@ -1,7 +1,7 @@
 //! Shared memory: opening what a client names, and mappings that a peer may truncate at any moment.
 
 use super::guard::Guard;
-use crate::sys::caps;
+use crate::sys::creds::Scope;
 use crate::types::{Errno, Owner, Result};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -25,8 +25,9 @@ pub(super) fn relative(target: &str) -> Result<&str> {
 pub(super) fn open_for(shm: impl AsFd, path: &str, owner: &Owner) -> Result<(OwnedFd, rustix::fs::Stat)> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::NONBLOCK;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let open = || rustix::fs::openat2(shm, path, flags, Mode::empty(), resolve);
-    let fd = caps::with_fs_ids(owner.uid, owner.gid, open).map_err(|_| Errno::ACCESS)?;
+    let as_owner = Scope::unprivileged(owner.uid, owner.gid)?;
+    let fd = rustix::fs::openat2(shm, path, flags, Mode::empty(), resolve).map_err(|_| Errno::ACCESS)?;
+    drop(as_owner);
     let stat = check_file(&fd)?;
     Ok((fd, stat))
 }

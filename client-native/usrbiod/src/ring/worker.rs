@@ -17,7 +17,7 @@ use super::io::{Event, Io};
 use super::job::{Demand, Now, Ring, Turn};
 use super::object::Core;
 use super::slab::Slab;
-use crate::sys::caps;
+use crate::sys::creds;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -67,8 +67,8 @@ struct Attended {
 impl Worker {
     pub(super) fn new(me: usize, mailboxes: Arc<[Mailbox]>, begun: Instant) -> Worker {
         // A write by us must take a file's set-id bits away, as one by its client would.
-        if let Err(error) = caps::drop_effective(caps::CAP_FSETID) {
-            tracing::warn!(%error, "CAP_FSETID was not dropped: writes keep set-id bits");
+        if let Err(error) = creds::prepare_thread() {
+            tracing::warn!(%error, "CAP_FSETID was not given up: writes keep set-id bits");
         }
         Worker {
             me: me as u32,

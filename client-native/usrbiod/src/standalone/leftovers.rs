@@ -1,36 +1,31 @@
 //! What dead daemons leave behind: submit semaphores in the shared-memory directory, and private directories in `/run`.
 
-use rustix::fs::FlockOperation;
-use std::collections::HashSet;
+use crate::ring::NAME_PREFIX;
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How the submit semaphores' files begin.
-const SEMAPHORE: &str = "sem.hf3fs-submit-ios.";
-
-/// Younger files may belong to a daemon that is about to map them.
+/// Younger ones may belong to a daemon that is about to lock them.
 const YOUNG: Duration = Duration::from_secs(10);
 
-/// Removes the submit semaphores in `shm` that no process maps. A daemon makes three with new names each time.
+/// Removes the submit semaphores in `shm` that no living daemon holds. A daemon makes three with new names each time.
 pub(super) fn remove_semaphores(shm: &Path) {
-    let candidates: Vec<PathBuf> = entries(shm)
-        .filter(|path| {
-            path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(SEMAPHORE.as_bytes()))
-        })
-        .filter(|path| is_old(path))
-        .collect();
-    if candidates.is_empty() {
-        return;
-    }
-    let mapped = mapped_semaphores();
-    for path in candidates {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if !mapped.contains(&name) && std::fs::remove_file(&path).is_ok() {
+    let ours = |path: &PathBuf| {
+        path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(NAME_PREFIX.as_bytes()))
+    };
+    for path in entries(shm).filter(ours).filter(|path| is_old(path)) {
+        if is_free(&path) && std::fs::remove_file(&path).is_ok() {
             tracing::info!(file = %path.display(), "removed a semaphore that a dead daemon left");
         }
     }
+}
+
+/// Does nobody lock it?
+fn is_free(path: &Path) -> bool {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+        .is_ok_and(|fd| rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive).is_ok())
 }
 
 fn is_old(path: &Path) -> bool {
@@ -40,20 +35,6 @@ fn is_old(path: &Path) -> bool {
 
 fn entries(dir: &Path) -> impl Iterator<Item = PathBuf> {
     std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path())
-}
-
-/// Names of the semaphores that any process maps. What cannot be read is gone or maps nothing.
-fn mapped_semaphores() -> HashSet<String> {
-    let mut names = HashSet::new();
-    for process in entries(Path::new("/proc")) {
-        let Ok(maps) = File::open(process.join("maps")) else { continue };
-        for line in BufReader::new(maps).lines().map_while(Result::ok) {
-            if let Some(at) = line.find(SEMAPHORE) {
-                names.insert(line[at..].split(' ').next().unwrap_or_default().to_owned());
-            }
-        }
-    }
-    names
 }
 
 /// The private directory of one supervisor: control socket and state file of its daemon. It goes with this value; one
@@ -98,9 +79,7 @@ fn is_run_dir(path: &Path) -> bool {
 
 /// Removes a private directory that nobody locks.
 fn remove_abandoned(path: PathBuf) {
-    let free = File::open(&path)
-        .is_ok_and(|dir| rustix::fs::flock(dir, FlockOperation::NonBlockingLockExclusive).is_ok());
-    if free {
+    if is_free(&path) {
         let _ = std::fs::remove_dir_all(&path);
     }
 }

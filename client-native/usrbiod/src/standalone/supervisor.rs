@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 /// Name of the only session.
 const SESSION: &str = "serve";
 
-/// A child that dies this often in [`CRASH_WINDOW`] is not started again.
+/// A child that dies of itself this often in [`CRASH_WINDOW`] is not started again.
 const CRASHES: usize = 5;
 const CRASH_WINDOW: Duration = Duration::from_secs(10);
 
@@ -147,7 +147,10 @@ impl Supervisor<'_> {
                     return other.map(|_| ());
                 }
             };
-            deaths.push_back(Instant::now());
+            // SIGKILL comes from outside (an administrator, the OOM killer): no sign of a daemon that cannot go on.
+            if status.signal() != Some(Signal::KILL.as_raw()) {
+                deaths.push_back(Instant::now());
+            }
             deaths.retain(|at| at.elapsed() < CRASH_WINDOW);
             let status = describe(status);
             if deaths.len() >= CRASHES {

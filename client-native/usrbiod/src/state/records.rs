@@ -123,11 +123,11 @@ pub struct ObjectRec {
     pub start: u64,
     /// Stable number: the inode number in `iovs` is made from it.
     pub number: u32,
-    /// 1 while the three words below are being made true in the ring's memory.
-    pub journal_valid: u32,
-    /// `sqeTail` after the publish that is going on.
+    /// Padding: the two positions below are one aligned word, so that they change together.
+    pub pad: u32,
+    /// A ring's `sqeTail` after its last publish, stored before the ring's own word.
     pub journal_sq: u32,
-    /// `cqeHead` after it.
+    /// Its `cqeHead`, likewise.
     pub journal_cq: u32,
     /// Bytes of the name in use.
     pub name_len: u32,

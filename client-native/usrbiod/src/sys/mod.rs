@@ -1,6 +1,5 @@
 //! System calls that rustix lacks: one safe function each, the argument for it inside, errno out.
 
-pub mod caps;
 pub mod creds;
 pub mod dio;
 pub mod dirents;
@@ -8,6 +7,7 @@ pub mod fuse_dev;
 pub mod handle;
 pub mod mount;
 pub mod path;
+pub mod process;
 pub mod residency;
 
 /// What the call that just failed, through libc, left in `errno`.

@@ -77,7 +77,7 @@ pub struct UserConf {
     state: Arc<SessionState>,
     read_only: bool,
     settings: RwLock<HashMap<(Scope, usize), Setting>>,
-    /// Users that turned `readonly` on. Rings ask for every batch: mostly it is 0.
+    /// How many users turned `readonly` on. Every change through FUSE asks: mostly it is 0.
     restricted: AtomicUsize,
 }
 
@@ -90,13 +90,10 @@ impl UserConf {
                 settings.insert(place, Setting { value, record });
             }
         }
-        let restricted = settings.iter().filter(|((_, key), s)| is_readonly(*key, &s.value)).count();
-        UserConf {
-            state,
-            read_only,
-            settings: RwLock::new(settings),
-            restricted: AtomicUsize::new(restricted),
-        }
+        let conf =
+            UserConf { state, read_only, settings: RwLock::new(settings), restricted: AtomicUsize::new(0) };
+        conf.restricted.store(conf.read_only_users().len(), Ordering::Relaxed);
+        conf
     }
 
     /// Is this user, or the session, read-only? Writes of rings and every change through FUSE then answer `EROFS`.
@@ -104,6 +101,15 @@ impl UserConf {
         self.read_only
             || self.restricted.load(Ordering::Relaxed) > 0
                 && find(READONLY).is_some_and(|key| self.value(key, uid) == "true")
+    }
+
+    /// Users that turned `readonly` on.
+    pub(super) fn read_only_users(&self) -> Vec<u32> {
+        let restricted = |((scope, key), setting): (&(Scope, usize), &Setting)| match scope {
+            Scope::User(uid) if is_readonly(*key, &setting.value) => Some(*uid),
+            _ => None,
+        };
+        self.read().iter().filter_map(restricted).collect()
     }
 
     /// Names of all keys, in a fixed order: the place is the key's number.
@@ -290,6 +296,7 @@ mod tests {
         first.set("usr.attr_timeout", "1.5", 7).unwrap();
         let second = UserConf::new(state, false);
         assert!(second.read_only(7) && !second.read_only(8));
+        assert_eq!(second.read_only_users(), [7]);
         assert_eq!(shown(&second, "usr.attr_timeout", 7), "1.5");
     }
 }

@@ -13,8 +13,6 @@ mod orders;
 mod paths;
 mod remove_tree;
 mod tell;
-#[cfg(test)]
-mod tests;
 mod tree;
 
 pub use conf::UserConf;
@@ -53,7 +51,7 @@ pub struct Parts {
     pub fs: Arc<Fs>,
     /// What `iovs` shows.
     pub rings: Arc<SessionRings>,
-    /// What users set by `set-conf`; the rings ask it as well.
+    /// What users set by `set-conf`.
     pub conf: Arc<UserConf>,
     /// Watches the processes that own Iovs and rings.
     pub clients: Arc<ClientWatch>,
@@ -94,6 +92,9 @@ impl Virt {
     pub fn new(parts: Parts) -> Virt {
         for object in parts.rings.list() {
             parts.clients.watch(&object.owner);
+        }
+        for uid in parts.conf.read_only_users() {
+            parts.rings.set_user_read_only(uid, true);
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Virt {

@@ -123,6 +123,11 @@ impl Virt {
         Ok(self.order(target.count_bytes(), caller))
     }
 
+    /// The entry that answers an order which a predecessor has carried out.
+    pub fn carried_out(&self, target: &CStr, caller: &Caller) -> Entry {
+        self.order(target.count_bytes(), caller)
+    }
+
     /// The node of a directory, if the kernel knows it.
     pub(super) fn node_of(&self, directory: &OwnedFd) -> Option<NodeId> {
         let stat = rustix::fs::fstat(directory).ok()?;

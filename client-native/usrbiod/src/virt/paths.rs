@@ -1,8 +1,8 @@
 //! Paths that callers give: where they lie on this mount.
 //!
 //! A path is the caller's: in a container the mount may be anywhere. The caller's own mount table says where, by the
-//! number of the FUSE connection (Linux 6.16 shows it in `/proc/self/fdinfo`). Without it, paths must begin with the mount
-//! point that the session was given.
+//! number of the FUSE connection (in `/proc/self/fdinfo` on newer kernels; seen on 6.18). Without it, paths must begin
+//! with the mount point that the session was given.
 
 use crate::clients::proc_path;
 use crate::types::{Caller, Errno, Result};

@@ -109,6 +109,7 @@ impl Virt {
 
     pub(super) fn set_key(&self, name: &CStr, value: &CStr, caller: &Caller) -> Result<Entry> {
         self.parts.conf.set(text(name)?, text(value)?, caller.uid)?;
+        self.parts.rings.set_user_read_only(caller.uid, self.parts.conf.read_only(caller.uid));
         Ok(self.order(value.count_bytes(), caller))
     }
 }

@@ -2,18 +2,20 @@
 #![allow(dead_code)] // each test binary uses a part
 
 use rustix::fs::{Mode, OFlags};
-use std::os::fd::OwnedFd;
+use rustix::mount::UnmountFlags;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
 use tempfile::TempDir;
-use usrbiod::fs::locks::LockTable;
-use usrbiod::fs::{FdCache, Fs};
-use usrbiod::fuse::{Channel, Pool};
-use usrbiod::ring::SessionRings;
-use usrbiod::session::{Limits, Session, SessionConfig};
+use usrbiod::fs::FdCache;
+use usrbiod::fuse::Pool;
+use usrbiod::ring::Engine;
+use usrbiod::session::{Limits, Session, SessionConfig, SessionFds, Shared};
 use usrbiod::state::SessionState;
-use usrbiod::virt::Virt;
+
+/// Longest time for one test.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// What the mount shall be like.
 pub struct Setup {
@@ -32,7 +34,8 @@ pub struct Mount {
     pub session: Arc<Session>,
     /// Names of sessions whose mount is gone.
     pub unmounted: Receiver<String>,
-    pub pool: Pool,
+    pub shared: Shared,
+    _watch: Sender<()>,
     point: TempDir,
     backing: TempDir,
 }
@@ -47,14 +50,31 @@ impl Mount {
     }
 
     pub fn unmount(&self) {
-        let _ = usrbiod::sys::mount::unmount(self.point.path());
+        usrbiod::sys::mount::unmount(self.point.path()).unwrap();
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        self.unmount();
+        abort(self.point.path());
     }
+}
+
+/// Unmounts; what waits for an answer gets `ECONNABORTED`. A thread that waited for ever would keep the whole process.
+fn abort(point: &Path) {
+    let _ = rustix::mount::unmount(point, UnmountFlags::FORCE | UnmountFlags::DETACH);
+}
+
+/// Aborts the mount when the test takes too long; dropping the sender calls it off.
+fn watch(point: PathBuf) -> Sender<()> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        if receiver.recv_timeout(LONGEST) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("the test hangs: its mount is aborted");
+            abort(&point);
+        }
+    });
+    sender
 }
 
 /// Mounts; `None` where that is not possible.
@@ -70,48 +90,47 @@ pub fn mount(setup: Setup) -> Option<Mount> {
     let (point, backing) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     usrbiod::sys::mount::mount_fuse(&fuse, "test", point.path()).unwrap();
     let directory = open(backing.path(), OFlags::RDONLY | OFlags::DIRECTORY).unwrap();
-    let state = Arc::new(SessionState::anonymous().unwrap());
-    let session = session(setup, fuse, directory, state, point.path(), 1);
     let (tx, unmounted) = channel();
-    let pool = Pool::new(move |session: Arc<Session>| {
+    let shared = shared(move |session| {
         let _ = tx.send(session.config.name.clone());
     });
-    let pool = pool.unwrap();
-    pool.add(session.clone()).unwrap();
-    Some(Mount { session, unmounted, pool, point, backing })
+    let fds = SessionFds { fuse, backing: directory, shm: None };
+    let state = Arc::new(SessionState::anonymous().unwrap());
+    let session = session(setup, fds, state, point.path(), &shared, 1);
+    shared.pool.add(session.clone()).unwrap();
+    std::fs::metadata(point.path()).expect("the mount answers, so INIT is done");
+    Some(Mount { session, unmounted, shared, _watch: watch(point.path().to_owned()), point, backing })
 }
 
-/// A session over these fds.
+/// What a daemon has beside its sessions.
+pub fn shared(on_unmounted: impl Fn(Arc<Session>) + Send + Sync + 'static) -> Shared {
+    Shared {
+        keeper: Arc::default(),
+        locks: Arc::default(),
+        fds: FdCache::new(1000),
+        pool: Arc::new(Pool::new(on_unmounted).unwrap()),
+        engine: Engine::start(1).unwrap(),
+    }
+}
+
+/// A session over these fds, which the pool does not serve yet.
 pub fn session(
     setup: Setup,
-    fuse: OwnedFd,
-    backing: OwnedFd,
+    fds: SessionFds,
     state: Arc<SessionState>,
     mount_point: &Path,
+    shared: &Shared,
     number: u32,
 ) -> Arc<Session> {
-    let channel = Arc::new(Channel::new(fuse, setup.passthrough, &state.header()).unwrap());
-    let fds = FdCache::new(1000);
-    let fs = Fs::new(channel.clone(), state.clone(), backing, setup.read_only, fds).unwrap();
-    let locks = Arc::new(LockTable::default());
-    locks.attach(number, state.clone());
-    Arc::new(Session {
-        config: SessionConfig {
-            name: "test".to_owned(),
-            cluster: "test".to_owned(),
-            mount_point: mount_point.to_owned(),
-            limits: Limits::default(),
-            read_only: setup.read_only,
-            passthrough: setup.passthrough,
-        },
-        number,
-        locks,
-        channel,
-        state,
-        metrics: Arc::default(),
-        fs: Arc::new(fs),
-        rings: Arc::new(SessionRings {}),
-        conf: Arc::default(),
-        virt: Virt {},
-    })
+    let config = SessionConfig {
+        name: "test".to_owned(),
+        cluster: "test".to_owned(),
+        mount_point: mount_point.to_owned(),
+        limits: Limits::default(),
+        read_only: setup.read_only,
+        passthrough: setup.passthrough,
+    };
+    let (session, lost) = Session::new(config, fds, state, shared, number, None).unwrap();
+    assert_eq!(lost, 0);
+    Arc::new(session)
 }

@@ -64,7 +64,7 @@ enum Role {
 
 impl Pace {
     const FULL: Self = Self { rounds: 7, slice: Duration::from_millis(400), file_size: 1 << 30 };
-    const QUICK: Self = Self { rounds: 5, slice: Duration::from_millis(100), file_size: 256 << 20 };
+    const QUICK: Self = Self { rounds: 5, slice: Duration::from_millis(60), file_size: 256 << 20 };
 }
 
 fn main() -> ExitCode {
@@ -84,6 +84,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<bool> {
+    fixture::isolate()?;
     cleanup::on_signals()?;
     let pace = if args.quick { Pace::QUICK } else { Pace::FULL };
     let bench = Bench::new(

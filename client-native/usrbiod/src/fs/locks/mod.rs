@@ -331,20 +331,20 @@ impl Inner {
     /// Grants what has become possible, the longest waiting first, until nothing more is.
     fn settle(&mut self, key: Key) -> Vec<Answer> {
         let mut answers = Vec::new();
-        loop {
-            let Some(file) = self.files.get(&key) else { break };
-            let free = |w: &&Waiter| !file.held.iter().any(|h| h.lock.conflicts(&w.lock));
-            let Some((session, unique)) =
-                file.waiters.iter().find(free).map(|w| (w.lock.owner.session, w.unique))
-            else {
-                break;
-            };
+        while let Some((session, unique)) = self.next_free(key) {
             let next = self.take_waiter(key, |w| w.unique == unique && w.lock.owner.session == session);
             let result = next.map_or(Ok(()), |waiter| self.acquire(key, &waiter.lock));
             answers.push(Answer { session, unique, result });
         }
         self.forget_empty(key);
         answers
+    }
+
+    /// The longest waiting request that need not wait any more.
+    fn next_free(&self, key: Key) -> Option<(u32, u64)> {
+        let file = self.files.get(&key)?;
+        let free = |w: &&Waiter| !file.held.iter().any(|h| h.lock.conflicts(&w.lock));
+        file.waiters.iter().find(free).map(|w| (w.lock.owner.session, w.unique))
     }
 
     fn forget_empty(&mut self, key: Key) {

@@ -2,6 +2,7 @@
 
 use super::super::abi::{self, OpenOut, op};
 use super::super::replay::recorded;
+use super::super::reply;
 use super::super::request::Op;
 use super::{Answer, Call, run};
 use crate::state::records::ReplyRec;
@@ -92,10 +93,9 @@ fn made_before(call: &mut Call<'_, '_>, record: &ReplyRec) -> Result<Answer> {
             is_fresh(call, record, name)?;
             call.session.fs.lookup(parent, name).map(Answer::Entry)
         }
-        Op::Create { mut arg, name } => {
+        Op::Create { arg, name } => {
             is_fresh(call, record, name)?;
-            arg.flags &= !(libc::O_EXCL as u32);
-            call.create(&arg, name)
+            open_made(call, arg.flags, name)
         }
         Op::Link { node, name } => {
             let (_, ino) = call.session.fs.backing_key(node)?;
@@ -113,10 +113,29 @@ fn made_before(call: &mut Call<'_, '_>, record: &ReplyRec) -> Result<Answer> {
     }
 }
 
+/// Opens what the predecessor's `CREATE` made: nobody else has seen it, so that its permissions do not matter.
+fn open_made(call: &Call<'_, '_>, flags: u32, name: &CStr) -> Result<Answer> {
+    let fs = &call.session.fs;
+    let entry = fs.lookup(call.request.node, name)?;
+    let flags = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC) as u32;
+    match fs.open(entry.node, flags, false, &call.request.caller, call.tgid()) {
+        Ok(opened) => Ok(Answer::Created(entry, reply::opened(&opened))),
+        Err(error) => {
+            fs.forget(entry.node, 1);
+            Err(error)
+        }
+    }
+}
+
 /// `ENOENT` or `ENODATA`: the predecessor removed it, since this was begun only after the kernel had seen it.
 fn removed_before(call: &mut Call<'_, '_>, errno: Errno) -> Result<Answer> {
     match (call.request.op, errno) {
         (Op::Unlink { .. } | Op::Rmdir { .. }, Errno::NOENT) => Ok(Answer::EMPTY),
+        (Op::Symlink { target, .. }, Errno::NOENT)
+            if call.request.node.is_virtual() || Virt::is_move_order(target) =>
+        {
+            Ok(Answer::Entry(call.session.virt.carried_out(target, &call.request.caller)))
+        }
         (Op::Removexattr { .. }, Errno::NODATA) => Ok(Answer::EMPTY),
         (Op::Ioctl { arg, .. }, Errno::NOENT)
             if matches!(arg.cmd, ioctl::RECURSIVE_RM | ioctl::REMOVE | ioctl::MOVE) =>

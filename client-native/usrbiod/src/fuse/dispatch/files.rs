@@ -2,7 +2,6 @@
 
 use super::super::{abi, reply};
 use super::{Answer, Call};
-use crate::fs::locks::Space;
 use crate::types::{Errno, NodeId, Result};
 use crate::virt::Ioctl;
 use std::sync::atomic::Ordering;
@@ -38,16 +37,13 @@ impl Call<'_, '_> {
     pub(super) fn flush(&mut self, arg: &abi::FlushIn) -> Result<Answer> {
         let node = self.ordinary()?;
         let flushed = self.session.fs.flush(node, arg.fh);
-        self.release_locks(Space::Posix, arg.lock_owner)?;
+        self.close_locks(arg.fh, arg.lock_owner)?;
         flushed.map(|()| Answer::EMPTY)
     }
 
     pub(super) fn release(&mut self, arg: &abi::ReleaseIn) -> Result<Answer> {
         let node = self.ordinary()?;
-        let unlocked = match arg.release_flags & abi::RELEASE_FLOCK_UNLOCK {
-            0 => Ok(()),
-            _ => self.release_locks(Space::Flock, arg.lock_owner),
-        };
+        let unlocked = self.forget_locks(arg);
         self.session.fs.release(node, arg.fh);
         unlocked.map(|()| Answer::EMPTY)
     }

@@ -93,8 +93,9 @@ fn wanted(arg: &abi::SetattrIn) -> SetAttr {
     };
     SetAttr {
         mode: has(fattr::MODE).then_some(arg.mode),
-        uid: has(fattr::UID).then_some(arg.uid),
-        gid: has(fattr::GID).then_some(arg.gid),
+        // The highest id means "leave it", as for chown(2).
+        uid: (has(fattr::UID) && arg.uid != u32::MAX).then_some(arg.uid),
+        gid: (has(fattr::GID) && arg.gid != u32::MAX).then_some(arg.gid),
         size: has(fattr::SIZE).then_some(arg.size),
         atime: time(fattr::ATIME, fattr::ATIME_NOW, arg.atime, arg.atimensec),
         mtime: time(fattr::MTIME, fattr::MTIME_NOW, arg.mtime, arg.mtimensec),

@@ -53,6 +53,9 @@ impl Call<'_, '_> {
     pub(super) fn setlk(&mut self, arg: &abi::LkIn, wait: bool) -> Result<Answer> {
         let (space, range, wanted) = self.lock(arg)?;
         let (table, file, unique) = (&self.session.locks, self.file()?, self.request.unique);
+        if wanted.is_some() && space == Space::Posix {
+            self.session.channel.lock_calls.locks(arg.fh, arg.owner);
+        }
         let answers = match wanted {
             None => table.unlock(file, space, self.owner(arg.owner), range)?,
             Some(wanted) if !wait => table.set(file, space, &wanted)?,
@@ -61,7 +64,7 @@ impl Call<'_, '_> {
                 Waited::Parked(answers) => {
                     (self.answer)(answers);
                     // Its interrupt may have come first; then nobody else will end the wait.
-                    let interrupted = self.session.channel.take_interrupt(unique)
+                    let interrupted = self.session.channel.lock_calls.take_interrupt(unique)
                         && table.cancel(self.session.number, unique);
                     return if interrupted { Err(Errno::INTR) } else { Ok(Answer::Silent) };
                 }
@@ -75,15 +78,32 @@ impl Call<'_, '_> {
     /// yet, it finds the note when it does.
     pub(super) fn interrupt(&mut self, unique: u64) -> Result<Answer> {
         let channel = &self.session.channel;
-        channel.note_interrupt(unique);
+        channel.lock_calls.note_interrupt(unique);
         if self.session.locks.cancel(self.session.number, unique) {
-            channel.take_interrupt(unique);
+            channel.lock_calls.take_interrupt(unique);
             channel.answer(unique, Err(Errno::INTR))?;
         }
         Ok(Answer::Silent)
     }
 
-    pub(super) fn release_locks(&mut self, space: Space, owner: u64) -> Result<()> {
+    /// A descriptor of `fh` was closed by `owner`: its POSIX locks on the file go.
+    pub(super) fn close_locks(&mut self, fh: u64, owner: u64) -> Result<()> {
+        self.session.channel.lock_calls.closes(fh, owner);
+        self.release_locks(Space::Posix, owner)
+    }
+
+    /// The open file `fh` is gone: what was locked in its name goes.
+    pub(super) fn forget_locks(&mut self, arg: &abi::ReleaseIn) -> Result<()> {
+        for owner in self.session.channel.lock_calls.released(arg.fh) {
+            self.release_locks(Space::Posix, owner)?;
+        }
+        match arg.release_flags & abi::RELEASE_FLOCK_UNLOCK {
+            0 => Ok(()),
+            _ => self.release_locks(Space::Flock, arg.lock_owner),
+        }
+    }
+
+    fn release_locks(&mut self, space: Space, owner: u64) -> Result<()> {
         let answers = self.session.locks.release_owner(self.file()?, space, self.owner(owner));
         (self.answer)(answers);
         Ok(())

@@ -200,7 +200,7 @@ impl Call<'_, '_> {
 
     /// The caller's process; 0 when it cannot be seen.
     fn tgid(&self) -> u32 {
-        clients::owner_of(&self.request.caller).tgid
+        clients::tgid_of(&self.request.caller)
     }
 
     fn put<T: zerocopy::IntoBytes + zerocopy::Immutable>(&mut self, value: &T) -> Result<Answer> {

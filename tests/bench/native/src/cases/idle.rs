@@ -1,10 +1,11 @@
 //! What idle pods cost: many sessions, a ring in each, nobody doing anything.
 
+use std::io;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::process::Pid;
 
 use crate::contender::IdleRing;
@@ -57,11 +58,14 @@ pub fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     }
     let before = (Instant::now(), cpu_time(daemon.pid)?);
     std::thread::sleep(WATCH);
-    let percent = (cpu_time(daemon.pid)? - before.1) / before.0.elapsed().as_secs_f64() * 100.0;
+    let busy = cpu_time(daemon.pid)?.saturating_sub(before.1);
+    let percent = busy.as_secs_f64() / before.0.elapsed().as_secs_f64() * 100.0;
 
     let case = format!("{SESSIONS} idle sessions with a ring each, one daemon");
-    let resident = status(daemon.pid, "VmRSS")? / 1024.0;
-    report.add_limit(Limit::new(&case, "resident memory", "MiB", resident, MOST_MIB));
+    let mib = |key| Ok::<f64, anyhow::Error>(status(daemon.pid, key)? / 1024.0);
+    let [own, files, shared] = [mib("RssAnon")?, mib("RssFile")?, mib("RssShmem")?];
+    let resident = format!("resident: {own:.1} own, {files:.1} files, {shared:.1} shared");
+    report.add_limit(Limit::new(&case, &resident, "MiB", mib("VmRSS")?, MOST_MIB));
     report.add_limit(Limit::new(&case, "threads", "", status(daemon.pid, "Threads")?, most_threads));
     report.add_limit(Limit::new(&case, "CPU", "%", percent, MOST_CPU_PERCENT));
     Ok(())
@@ -74,15 +78,17 @@ fn status(pid: Pid, key: &str) -> Result<f64> {
     Ok(value.trim_end_matches(" kB").parse()?)
 }
 
-/// Seconds on a processor so far, of all threads. Finer than the clock ticks of /proc/PID/stat.
-fn cpu_time(pid: Pid) -> Result<f64> {
-    let mut nanoseconds = 0;
-    for thread in std::fs::read_dir(proc(pid, "task"))? {
-        let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
-        let first = text.split(' ').next().context("an empty schedstat")?;
-        nanoseconds += first.parse::<u64>()?;
-    }
-    Ok(nanoseconds as f64 / 1e9)
+/// Time on a processor so far, of all threads that are or were. Finer than the clock ticks of /proc/PID/stat.
+fn cpu_time(pid: Pid) -> Result<Duration> {
+    let mut clock = 0;
+    // SAFETY: writes one clock id.
+    let status = unsafe { libc::clock_getcpuclockid(pid.as_raw_nonzero().get(), &mut clock) };
+    ensure!(status == 0, "no CPU clock of the daemon: {}", io::Error::from_raw_os_error(status));
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one timespec.
+    let status = unsafe { libc::clock_gettime(clock, &mut time) };
+    ensure!(status == 0, "cannot read the CPU clock of the daemon: {}", io::Error::last_os_error());
+    Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
 }
 
 fn proc(pid: Pid, name: &str) -> PathBuf {

@@ -1,0 +1,161 @@
+//! Registering, and what is dropped when a process is gone.
+
+use super::peer::{Client, ME, Server, errno, pattern};
+use crate::ring::Engine;
+use crate::session::Limits;
+use crate::types::{Caller, Errno, Owner};
+use std::time::Duration;
+use usrbio_wire::Geometry;
+use uuid::Uuid;
+
+const USER: Owner = Owner { uid: 1001, gid: 1001, tgid: 50, start: 7 };
+
+fn register(server: &Server, suffix: &str, file: &str, owner: &Owner) -> Result<u32, Errno> {
+    let name = format!("{}{suffix}", Uuid::new_v4());
+    server.rings.register(&name, &format!("/dev/shm/{file}"), owner).map(|info| info.number)
+}
+
+#[test]
+fn names_and_sizes_that_do_not_fit_are_refused() {
+    let server = Server::stepped();
+    server.shm_file("iov", 8192);
+    server.shm_file("empty", 0);
+    server.shm_file("ring", Geometry::for_entries(8).unwrap().file_len() as u64);
+    let refused = |suffix: &str, file: &str| register(&server, suffix, file, &ME).unwrap_err();
+    assert_eq!(server.rings.register("no-uuid", "/dev/shm/iov", &ME), Err(Errno::IO));
+    assert_eq!(refused(".b0", "iov"), Errno::INVAL);
+    assert_eq!(refused(".b8193", "iov"), Errno::INVAL);
+    assert_eq!(refused(".t5", "iov"), Errno::INVAL);
+    assert_eq!(refused("", "empty"), Errno::INVAL);
+    assert_eq!(refused(".r9.t0", "ring"), Errno::INVAL);
+    assert_eq!(refused(".r0.t0", "empty"), Errno::INVAL);
+    assert_eq!(refused("", "missing"), Errno::ACCESS);
+    assert!(register(&server, ".b8192", "iov", &ME).is_ok());
+    assert!(register(&server, ".r8.t0", "ring", &ME).is_ok());
+    assert!(register(&server, ".r-9", "ring", &ME).is_ok());
+}
+
+#[test]
+fn targets_outside_the_sessions_memory_are_refused() {
+    let server = Server::stepped();
+    std::os::unix::fs::symlink("/etc/hostname", server.shm.path().join("link")).unwrap();
+    std::fs::create_dir(server.shm.path().join("dir")).unwrap();
+    for target in ["/etc/passwd", "/dev/shm/", "/dev/shm", "iov"] {
+        assert_eq!(
+            server.rings.register(&Uuid::new_v4().to_string(), target, &ME),
+            Err(Errno::INVAL),
+            "{target}"
+        );
+    }
+    for file in ["../../etc/passwd", "/etc/passwd", "link", "dir", "dir/../../x"] {
+        assert_eq!(register(&server, "", file, &ME), Err(Errno::ACCESS), "{file}");
+    }
+}
+
+#[test]
+fn a_client_registers_only_what_it_may_open_itself() {
+    use std::os::unix::fs::PermissionsExt;
+    let server = Server::stepped();
+    std::fs::set_permissions(server.shm.path(), PermissionsExt::from_mode(0o1777)).unwrap();
+    let file = server.shm_file("private", 4096);
+    file.set_permissions(PermissionsExt::from_mode(0o600)).unwrap();
+    assert_eq!(register(&server, "", "private", &USER), Err(Errno::ACCESS));
+    file.set_permissions(PermissionsExt::from_mode(0o444)).unwrap();
+    assert_eq!(register(&server, "", "private", &USER), Err(Errno::ACCESS), "reading is not enough");
+    file.set_permissions(PermissionsExt::from_mode(0o666)).unwrap();
+    assert!(register(&server, "", "private", &USER).is_ok());
+    assert!(
+        rustix::fs::open("/root", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).is_ok(),
+        "root again"
+    );
+}
+
+#[test]
+fn limits_are_emfile() {
+    let limits = Limits { iov_bytes: 8192, rings: 1, iovs: 3, ring_entries: 8 };
+    let server = Server::new(Engine::idle(), limits, false);
+    server.shm_file("iov", 8192);
+    server.shm_file("byte", 1);
+    server.shm_file("ring", Geometry::for_entries(8).unwrap().file_len() as u64);
+    server.shm_file("large", Geometry::for_entries(9).unwrap().file_len() as u64);
+    assert_eq!(register(&server, ".r0", "large", &ME), Err(Errno::MFILE), "ring entries");
+    assert!(register(&server, ".r0", "ring", &ME).is_ok());
+    assert_eq!(register(&server, ".r0", "ring", &ME), Err(Errno::MFILE), "rings");
+    assert!(register(&server, "", "iov", &ME).is_ok());
+    assert_eq!(register(&server, "", "byte", &ME), Err(Errno::MFILE), "bytes");
+    assert_eq!(server.rings.reap(|_| true), 2);
+    assert_eq!(server.state.objects.iter().count(), 0);
+    for _ in 0..3 {
+        assert!(register(&server, "", "byte", &ME).is_ok());
+    }
+    assert_eq!(register(&server, "", "byte", &ME), Err(Errno::MFILE), "objects");
+}
+
+#[test]
+fn the_same_name_is_eexist_and_the_same_id_takes_over() {
+    let server = Server::stepped();
+    server.files.add(7, &server.data_file("f", b"0123456789"));
+    let client = server.client(4, ".r0.t0");
+    let again = server.rings.register(&client.iov_name, "/dev/shm/other", &ME);
+    assert_eq!(again, Err(Errno::EXIST));
+    let answer = |client: &Client| {
+        client.push(0, client.args(7, 4095, 0, 2));
+        server.serve(&mut crate::ring::io::Io::new(), std::time::Instant::now());
+        client.results()[0]
+    };
+    assert_eq!(answer(&client), 2);
+    server.shm_file("other", 4096);
+    let twin = format!("{}.b4096", client.iov_name);
+    server.rings.register(&twin, "/dev/shm/other", &ME).unwrap();
+    assert_eq!(answer(&client), errno(Errno::INVAL), "the other buffer ends there");
+    let root = Caller { uid: 0, gid: 0, pid: 1 };
+    server.rings.unregister(&twin, &root).unwrap();
+    assert_eq!(answer(&client), 2, "the first one is back");
+    server.rings.unregister(&client.iov_name, &root).unwrap();
+    assert_eq!(answer(&client), errno(Errno::INVAL));
+}
+
+#[test]
+fn only_the_owner_and_root_unregister() {
+    let server = Server::stepped();
+    let client = server.client_of(USER, 4, ".r0.t0");
+    let caller = |uid| Caller { uid, gid: 0, pid: 1 };
+    assert_eq!(server.rings.unregister(&client.iov_name, &caller(1002)), Err(Errno::PERM));
+    assert_eq!(server.rings.unregister("nothing", &caller(0)), Err(Errno::NOENT));
+    assert_eq!(server.rings.unregister(&client.iov_name, &caller(USER.uid)), Ok(()));
+    assert_eq!(server.rings.find(&client.iov_name), None);
+    assert_eq!(server.rings.unregister(&client.ring_name, &caller(0)), Ok(()));
+    assert_eq!(server.rings.list(), []);
+}
+
+#[test]
+fn reaping_a_process_keeps_others_alive_and_gives_its_memory_back() {
+    let server = Server::running();
+    server.files.add(7, &server.data_file("f", &pattern(8192)));
+    let gone = server.client_of(USER, 4, ".r0.t0");
+    let alive = server.client_of(Owner { tgid: 51, ..USER }, 4, ".r0.t0");
+    assert_eq!(gone.request(gone.args(7, 0, 0, 8)), 8);
+    // A file of another name is a program's own, and one that was replaced is not what was registered.
+    server
+        .shm_file("psm_1", 4096)
+        .set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666))
+        .unwrap();
+    assert!(register(&server, "", "psm_1", &USER).is_ok());
+    assert_eq!(server.rings.reap(|owner| owner.tgid == USER.tgid), 3);
+    let exists = |name: &str| server.shm.path().join(name).exists();
+    assert!(!exists(&format!("hf3fs-iov-{}", gone.iov_id)));
+    assert!(exists("psm_1") && exists(&format!("hf3fs-iov-{}", alive.iov_id)));
+    assert_eq!(alive.request(alive.args(7, 0, 0, 8)), 8);
+}
+
+#[test]
+fn detaching_leaves_nothing_in_shared_memory() {
+    let server = Server::running();
+    let client = server.client(4, ".r0.t0");
+    server.rings.detach(Duration::from_secs(5));
+    let left: Vec<_> =
+        std::fs::read_dir(server.shm.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    // The ring's file is its client's to unlink; 3FS's library does so right after registration.
+    assert_eq!(left, [format!("ring-{}", &client.ring_name[..36]).as_str()]);
+    assert_eq!(register(&server, "", left[0].to_str().unwrap(), &ME), Err(Errno::MFILE));
+}
