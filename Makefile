@@ -24,8 +24,8 @@ deps: ## Install the Debian packages that tests and benchmarks need (as root), a
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$${missing[@]}" >/dev/null; fi
 
 .PHONY: build
-build: ## Build the daemon, optimised
-	cd $(NATIVE) && $(CARGO) build --release -p usrbiod
+build: ## Build the daemon, the library for this machine and the benchmark, optimised
+	cd $(NATIVE) && $(CARGO) build --release -p usrbiod -p usrbio-capi -p usrbio-bench
 
 .PHONY: lib
 lib: $(TOOLS)/venv ## Build libusrbio.so for glibc 2.28 and later, with its headers, into client-native/target/install
@@ -43,7 +43,7 @@ test: deps lint lib $(TOOLS)/bin/fsx test-loom test-fuzz ## Everything that CI r
 
 .PHONY: bench-native
 bench-native: build ## Benchmark rings and mount, side by side with the alternatives; about 6 minutes
-	cd $(NATIVE) && $(CARGO) run --release -p usrbio-bench -- $(ARGS)
+	$(NATIVE)/target/release/bench-native $(ARGS)
 
 .PHONY: clean
 clean: ## Remove everything that was built
