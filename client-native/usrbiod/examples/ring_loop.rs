@@ -197,6 +197,7 @@ fn session(path: &str, direct: bool, engine: &Arc<Engine>) -> Bench {
         direct: direct.then(|| open(path, OFlags::RDONLY | OFlags::DIRECT)),
         node: NodeId(2),
         ino: Ino(42),
+        unlinked: false,
         in_memory,
         closed: AtomicBool::new(false),
         dense_end: AtomicU64::new(0),

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Log more: -v what happens, -vv every request.
+    /// Log more. RUST_LOG overrides it.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     verbose: u8,
     /// How log lines on stderr look.

@@ -333,6 +333,7 @@ impl Attached {
             fds.push(("shm".to_owned(), dup(shm)?));
         }
         fds.extend(self.session.rings.fds()?);
+        fds.extend(self.session.fs.kept_fds()?);
         Ok(fds)
     }
 }

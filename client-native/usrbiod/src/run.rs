@@ -46,7 +46,6 @@ pub fn daemon(socket: &Path, state_dir: &Path, metrics: Option<&Address>) -> Res
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let listener = Listener::bind(socket)?;
         let daemon = Daemon::new(state).map_err(RunError::Workers)?;
         if let Some(address) = metrics {
             let sampled = daemon.clone();
@@ -55,6 +54,8 @@ pub fn daemon(socket: &Path, state_dir: &Path, metrics: Option<&Address>) -> Res
                 .await
                 .map_err(|error| RunError::Metrics { address: address.clone(), error })?;
         }
+        // Last: whoever can connect finds everything else ready.
+        let listener = Listener::bind(socket)?;
         tracing::info!(socket = %socket.display(), "usrbiod {} is ready", env!("CARGO_PKG_VERSION"));
         tokio::select! {
             never = server::serve(listener, daemon.clone()) => match never {},

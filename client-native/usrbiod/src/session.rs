@@ -4,7 +4,7 @@
 use crate::clients::ClientWatch;
 use crate::control::Keeper;
 use crate::fs::locks::LockTable;
-use crate::fs::{FdCache, Fs};
+use crate::fs::{FdCache, Fs, Keeping};
 use crate::fuse::{Channel, Pool};
 use crate::metrics::SessionMetrics;
 use crate::ring::{Engine, RingsConfig, SessionRings};
@@ -120,12 +120,13 @@ impl Session {
         state: Arc<SessionState>,
         shared: &Shared,
         number: u32,
-        kept: Option<HashMap<String, OwnedFd>>,
+        mut kept: Option<HashMap<String, OwnedFd>>,
     ) -> Result<(Session, usize)> {
         let channel = Arc::new(Channel::new(fds.fuse, config.passthrough, &state.header())?);
         let metrics = Arc::new(SessionMetrics::default());
-        let fs = Fs::new(channel.clone(), state.clone(), fds.backing, config.read_only, shared.fds.clone())?;
-        let fs = Arc::new(fs);
+        let keeping = Keeping::new(shared.keeper.clone(), config.name.clone(), kept.as_mut());
+        let (read_only, cache) = (config.read_only, shared.fds.clone());
+        let fs = Arc::new(Fs::new(channel.clone(), state.clone(), fds.backing, read_only, cache, keeping)?);
         let rings = RingsConfig {
             session: config.name.clone(),
             files: fs.clone(),
@@ -138,6 +139,8 @@ impl Session {
         };
         let rings = Arc::new(SessionRings::new(rings, &shared.engine)?);
         let lost = kept.map_or(0, |kept| rings.resume(kept));
+        // After what is registered is open again. Clients may have died while nobody served.
+        rings.sweep();
         let conf = Arc::new(UserConf::new(state.clone(), config.read_only));
         let virt = Virt::new(Parts {
             cluster: config.cluster.clone(),

@@ -44,6 +44,7 @@ fn backing(path: &Path, ino: u64) -> Arc<BackingFile> {
         direct: direct.ok().filter(|_| ino == 2),
         node: NodeId(ino),
         ino: Ino(ino),
+        unlinked: false,
         in_memory: false,
         closed: AtomicBool::new(false),
         dense_end: AtomicU64::new(0),

@@ -185,31 +185,136 @@ fn rings_and_files_go_on_through_a_hundred_kills() {
     under_kills(&served, KILLS, &[&rings[0], &rings[1], &files]);
 }
 
+/// Makes a file at `path` that begins with its own `contents`, and leaves it open.
+fn made(path: &Path, contents: &str) -> File {
+    let file = OpenOptions::new().create_new(true).read(true).write(true).open(path).unwrap();
+    file.write_all_at(contents.as_bytes(), 0).unwrap();
+    file
+}
+
+/// What was written before is there, and the file can be changed still.
+fn goes_on(file: &File, contents: &str) {
+    let mut bytes = vec![0; contents.len()];
+    file.read_exact_at(&mut bytes, 0).unwrap_or_else(|e| panic!("{contents}: {e}"));
+    assert_eq!(String::from_utf8_lossy(&bytes), contents);
+    file.write_all_at(b"more", 1 << 20).unwrap_or_else(|e| panic!("{contents}: {e}"));
+    assert_eq!(file.metadata().unwrap().len(), (1 << 20) + 4, "{contents}");
+    file.set_len(contents.len() as u64).unwrap_or_else(|e| panic!("{contents}: {e}"));
+}
+
+/// A page of a file, shared and writable.
+struct Shared(*mut u8);
+
+impl Shared {
+    fn new(file: &File) -> Shared {
+        use rustix::mm::{MapFlags, ProtFlags, mmap};
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
+        let at = unsafe { mmap(std::ptr::null_mut(), BLOCK, access, MapFlags::SHARED, file, 0) };
+        Shared(at.unwrap().cast())
+    }
+
+    fn write(&self, text: &[u8]) {
+        assert!(text.len() <= BLOCK);
+        // SAFETY: within the page that is mapped; nothing else in this process refers to it.
+        unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), self.0, text.len()) }
+    }
+
+    fn read(&self, len: usize) -> Vec<u8> {
+        assert!(len <= BLOCK);
+        // SAFETY: as for `write`.
+        unsafe { std::slice::from_raw_parts(self.0, len) }.to_vec()
+    }
+
+    /// Drops the page from memory: it is read from the file again.
+    fn drop_page(&self, file: &File) {
+        rustix::fs::fdatasync(file).unwrap();
+        rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, and not used any more.
+        let _ = unsafe { rustix::mm::munmap(self.0.cast(), BLOCK) };
+    }
+}
+
+/// Kills the daemon, and waits until there is a successor.
+fn kill_daemon(served: &Served) {
+    let daemon = daemon_of(served.pid()).expect("a daemon runs");
+    rustix::process::kill_process(daemon, rustix::process::Signal::KILL).unwrap();
+    wait_until("a new daemon", || daemon_of(served.pid()).is_some_and(|now| now != daemon));
+}
+
 #[test]
 fn locks_open_files_and_maps_outlive_the_daemon() {
-    let served = Served::on_disk();
-    let path = served.mount().join("file");
-    fs::write(&path, block(0, 1)).unwrap();
-    let open = || OpenOptions::new().read(true).write(true).open(&path).unwrap();
-    let (held, other) = (open(), open());
-    flock(&held, FlockOperation::LockExclusive).unwrap();
-    let unlinked_path = served.mount().join("unlinked");
-    let unlinked = OpenOptions::new()
-        .create_new(true)
-        .read(true)
-        .write(true)
-        .custom_flags(0)
-        .open(&unlinked_path)
-        .unwrap();
-    fs::remove_file(&unlinked_path).unwrap();
-    let daemon = daemon_of(served.pid()).unwrap();
-    rustix::process::kill_process(daemon, rustix::process::Signal::KILL).unwrap();
-    let refused = flock(&other, FlockOperation::NonBlockingLockExclusive);
-    assert_eq!(refused, Err(rustix::io::Errno::WOULDBLOCK), "the lock was lost");
-    unlinked.write_all_at(b"still here", 0).unwrap();
-    let mut bytes = [0; 10];
-    unlinked.read_exact_at(&mut bytes, 0).unwrap();
-    assert_eq!(&bytes, b"still here");
-    flock(&held, FlockOperation::Unlock).unwrap();
-    flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+    for args in [&[][..], &["--no-passthrough"]] {
+        let served = Served::start(disk_dir(), args);
+        let at = |name: &str| served.mount().join(name);
+        fs::write(at("file"), block(0, 1)).unwrap();
+        let open = || OpenOptions::new().read(true).write(true).open(at("file")).unwrap();
+        let (held, other) = (open(), open());
+        flock(&held, FlockOperation::LockExclusive).unwrap();
+
+        let unlinked = made(&at("unlinked"), "unlinked");
+        fs::remove_file(at("unlinked")).unwrap();
+        let replaced = made(&at("replaced"), "replaced");
+        fs::write(at("newer"), "newer").unwrap();
+        fs::rename(at("newer"), at("replaced")).unwrap();
+        let linked = made(&at("linked"), "linked");
+        fs::hard_link(at("linked"), at("link")).unwrap();
+        fs::remove_file(at("link")).unwrap();
+        fs::remove_file(at("linked")).unwrap();
+        let nameless = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(rustix::fs::OFlags::TMPFILE.bits().cast_signed())
+            .open(served.mount())
+            .unwrap();
+        nameless.write_all_at(b"nameless", 0).unwrap();
+        let mapped = made(&at("mapped"), "mapped");
+        mapped.set_len(BLOCK as u64).unwrap();
+        let map = Shared::new(&mapped);
+        map.write(b"written by a map");
+        fs::remove_file(at("mapped")).unwrap();
+        fs::create_dir(at("tree")).unwrap();
+        let removed = made(&at("tree/file"), "removed with its tree");
+        fs::rename(at("tree"), at("3fs-virt/rm-rf/tree")).unwrap();
+        let kept = if args.is_empty() { 0 } else { 6 };
+        wait_until("the peer has what only the daemon holds", || {
+            deleted_files_of(served.pid(), &served) == kept
+        });
+
+        // The second successor has its fds from the peer, not from the daemon that saw the unlink.
+        for kill in 0..2 {
+            kill_daemon(&served);
+            let refused = flock(&other, FlockOperation::NonBlockingLockExclusive);
+            assert_eq!(refused, Err(rustix::io::Errno::WOULDBLOCK), "the lock was lost");
+            goes_on(&unlinked, "unlinked");
+            goes_on(&replaced, "replaced");
+            goes_on(&linked, "linked");
+            goes_on(&nameless, "nameless");
+            goes_on(&removed, "removed with its tree");
+            assert_eq!(fs::read(at("replaced")).unwrap(), b"newer");
+            assert_eq!(map.read(16), b"written by a map", "kill {kill}");
+            map.drop_page(&mapped);
+            assert_eq!(map.read(16), b"written by a map", "kill {kill}, from the file");
+        }
+        flock(&held, FlockOperation::Unlock).unwrap();
+        flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+
+        // Nobody holds them when they are closed: the peer has let go as well.
+        drop((unlinked, replaced, linked, nameless, removed, map, mapped));
+        wait_until("the peer holds no deleted file", || deleted_files_of(served.pid(), &served) == 0);
+    }
+}
+
+/// How many open files of process `pid` are removed files of the backing directory.
+fn deleted_files_of(pid: u32, served: &Served) -> usize {
+    let backing = served.backing();
+    let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let deleted =
+        |path: PathBuf| path.starts_with(&backing) && path.to_string_lossy().ends_with(" (deleted)");
+    fds.flatten().filter_map(|fd| fs::read_link(fd.path()).ok()).filter(|path| deleted(path.clone())).count()
 }

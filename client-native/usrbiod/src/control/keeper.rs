@@ -19,7 +19,7 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Gives the peer a duplicate of `fd`, under a key that is unique in the session: the object's name in `iovs`. When
+    /// Gives the peer a duplicate of `fd`, under a key that is unique in the session: the object's name in `iovs`, or `node:` and a number. When
     /// this returns the fd is in the peer's socket, which is as good as in its hands: it stays there if this
     /// process dies.
     pub fn keep(&self, session: &str, key: &str, fd: BorrowedFd<'_>) {
@@ -61,7 +61,9 @@ impl Keeper {
     fn send(&self, event: &Event, fds: &[BorrowedFd<'_>]) {
         let Some(peer) = self.peer().clone() else {
             if !self.warned.swap(true, Ordering::Relaxed) {
-                tracing::warn!("no peer keeps fds: rings would not survive the end of this process");
+                tracing::warn!(
+                    "no peer keeps fds: rings and open files without a name would not survive the end of this process"
+                );
             }
             return;
         };

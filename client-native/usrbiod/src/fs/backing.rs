@@ -19,6 +19,8 @@ pub struct BackingFile {
     pub ino: Ino,
     /// On tmpfs: never blocks, and `RWF_NOWAIT` is not supported.
     pub in_memory: bool,
+    /// It had no name any more when it was opened.
+    pub unlinked: bool,
     /// No file description is open any more; look the file up again.
     pub closed: AtomicBool,
     /// Bytes `0..dense_end` are known to hold no hole. Truncation and hole punching on this mount set it to 0.
@@ -28,12 +30,13 @@ pub struct BackingFile {
 impl BackingFile {
     /// Wraps `fd`, which must be a regular file: anything else could block, or have effects, when read.
     pub(super) fn new(fd: OwnedFd, direct: Option<OwnedFd>, node: NodeId, ino: Ino) -> Result<BackingFile> {
-        if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) != FileType::RegularFile {
+        let stat = rustix::fs::fstat(&fd)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(Errno::BADF);
         }
         let in_memory = is_in_memory(&fd)?;
         let (closed, dense_end) = (AtomicBool::new(false), AtomicU64::new(0));
-        Ok(BackingFile { fd, direct, node, ino, in_memory, closed, dense_end })
+        Ok(BackingFile { fd, direct, node, ino, in_memory, unlinked: stat.st_nlink == 0, closed, dense_end })
     }
 
     /// A part of the file may have become a hole.

@@ -45,7 +45,9 @@ impl Fs {
 
     /// FUSE_RELEASE. A handle that is not open is no error: a predecessor may have released it.
     pub fn release(&self, node: NodeId, fh: u64) {
-        self.opens.release(node, fh);
+        if self.opens.release(node, fh) {
+            self.nodes.unpin(node);
+        }
         self.forget(node, 0);
     }
 

@@ -12,6 +12,7 @@ mod backing;
 mod dirs;
 mod fd_cache;
 mod io;
+mod kept;
 pub mod locks;
 mod names;
 mod nodes;
@@ -22,6 +23,7 @@ mod types;
 
 pub use backing::BackingFile;
 pub use fd_cache::FdCache;
+pub use kept::Keeping;
 pub use types::{DirEntry, Opened, SetAttr, SetTime, Statfs, Statx};
 
 use crate::fuse::Channel;
@@ -41,16 +43,20 @@ pub struct Fs {
 }
 
 impl Fs {
-    /// Serves `backing`. What `state` holds of nodes and open files, from a predecessor, is taken over.
+    /// Serves `backing`. What `state` holds of nodes and open files, from a predecessor, is taken over, with the fds in
+    /// `keeping`.
     pub fn new(
         channel: Arc<Channel>,
         state: Arc<SessionState>,
         backing: OwnedFd,
         read_only: bool,
         fds: Arc<FdCache>,
+        mut keeping: Keeping,
     ) -> Result<Fs> {
         let nodes = nodes::Nodes::new(state.clone(), backing, fds)?;
-        let opens = opens::Opens::new(state, channel.clone(), &nodes);
+        let kept = keeping.return_to(&nodes);
+        let opens = opens::Opens::new(state, channel.clone(), &nodes, keeping);
+        opens.resume_kept(&nodes, kept);
         Ok(Fs { channel, read_only, nodes, opens, dirs: dirs::Dirs::default() })
     }
 

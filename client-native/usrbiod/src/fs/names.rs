@@ -91,7 +91,8 @@ impl Fs {
 
     /// FUSE_UNLINK.
     pub fn unlink(&self, parent: NodeId, name: &CStr) -> Result<()> {
-        rustix::fs::unlinkat(&*self.parent(parent, name)?, name, AtFlags::empty())
+        let dir = self.parent(parent, name)?;
+        self.removing(&*dir, name, || rustix::fs::unlinkat(&*dir, name, AtFlags::empty()))
     }
 
     /// FUSE_RMDIR.
@@ -111,7 +112,11 @@ impl Fs {
         let from = self.parent(parent, name)?;
         let to = self.parent(new_parent, new_name)?;
         let flags = RenameFlags::from_bits(flags).ok_or(Errno::INVAL)?;
-        rustix::fs::renameat_with(&*from, name, &*to, new_name, flags)
+        let rename = || rustix::fs::renameat_with(&*from, name, &*to, new_name, flags);
+        if flags.intersects(RenameFlags::EXCHANGE | RenameFlags::NOREPLACE) {
+            return rename();
+        }
+        self.removing(&*to, new_name, rename)
     }
 
     /// FUSE_LINK.

@@ -3,7 +3,7 @@
 //! A node is known by its file handle, which contains a generation: an inode number that comes back after an unlink is
 //! another node. Where there is no handle (the file system has none, or the file lies on another device that is mounted
 //! beneath the root), the node keeps an fd, which keeps the inode's number taken as well; a successor cannot
-//! find such a node again and answers `ESTALE`.
+//! find such a node again and answers `ESTALE`, unless the peer kept an fd of it. With such an fd it needs no handle.
 
 use super::fd_cache::FdCache;
 use crate::state::SessionState;
@@ -267,6 +267,36 @@ impl Nodes {
         self.pinned.read().unwrap_or_else(|e| e.into_inner()).contains_key(&node)
     }
 
+    fn pinned(&self, node: NodeId) -> Option<Arc<OwnedFd>> {
+        self.pinned.read().unwrap_or_else(|e| e.into_inner()).get(&node).cloned()
+    }
+
+    /// From now on `node` is found by `fd`, which the peer kept. False: it is an fd of something else.
+    pub fn pin(&self, node: NodeId, fd: OwnedFd) -> bool {
+        let same = node != NodeId::ROOT
+            && self.rec(node).is_ok_and(|rec| {
+                rustix::fs::fstat(&fd).is_ok_and(|stat| key_of(&stat) == (rec.dev, rec.ino))
+            });
+        if same {
+            self.pinned.write().unwrap_or_else(|e| e.into_inner()).insert(node, Arc::new(fd));
+        }
+        same
+    }
+
+    /// A node that has a handle is found by that again.
+    pub fn unpin(&self, node: NodeId) {
+        if self.handle_is_kept(node) {
+            let fd = self.pinned.write().unwrap_or_else(|e| e.into_inner()).remove(&node);
+            drop(fd);
+        }
+    }
+
+    /// The newest node of an inode.
+    pub fn by_stat(&self, stat: &Stat) -> Option<NodeId> {
+        let key = key_of(stat);
+        self.shard(key).get(&key).copied().map(node_at)
+    }
+
     /// `nlookup` lookups less. A node without any goes, unless `in_use` says that it is open.
     pub fn forget(&self, node: NodeId, nlookup: u64, in_use: impl FnOnce() -> bool) {
         let Some(index) = index_of(node) else { return };
@@ -304,9 +334,8 @@ impl Nodes {
             return Ok(fd);
         }
         let rec = self.rec(node)?;
-        if rec.handle_len == 0 {
-            let pinned = self.pinned.read().unwrap_or_else(|e| e.into_inner());
-            return pinned.get(&node).cloned().ok_or(Errno::STALE);
+        if let Some(fd) = self.pinned(node) {
+            return Ok(fd);
         }
         let fd = Arc::new(self.open_rec(&rec, OFlags::PATH | OFlags::NOFOLLOW)?);
         let key = (rec.dev, rec.ino);
@@ -325,11 +354,10 @@ impl Nodes {
             return self.with_room(|| rustix::fs::openat(&self.mount, c".", flags, Mode::empty()));
         }
         let rec = self.rec(node)?;
-        if rec.handle_len != 0 {
-            return self.open_rec(&rec, flags);
+        match self.pinned(node) {
+            Some(fd) => self.with_room(|| rustix::fs::open(proc_path(&fd), flags, Mode::empty())),
+            None => self.open_rec(&rec, flags),
         }
-        let fd = self.path_fd(node)?;
-        self.with_room(|| rustix::fs::open(proc_path(&fd), flags, Mode::empty()))
     }
 
     fn open_rec(&self, rec: &NodeRec, flags: OFlags) -> Result<OwnedFd> {

@@ -4,6 +4,7 @@
 //! inode names the same passthrough id, or none does.
 
 use super::backing::BackingFile;
+use super::kept::{Keeping, key};
 use super::nodes::{Nodes, index_of};
 use crate::fuse::Channel;
 use crate::state::SessionState;
@@ -13,7 +14,7 @@ use rustix::fs::OFlags;
 use std::collections::HashMap;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -21,10 +22,18 @@ const SHARDS: usize = 16;
 const FILE: u32 = 1;
 const DIRECTORY: u32 = 2;
 
+/// Most files without a name that the peer keeps for a session: its fds are those of all sessions.
+const MOST_KEPT: usize = 4096;
+
 pub(super) struct Opens {
     state: Arc<SessionState>,
     channel: Arc<Channel>,
     generation: AtomicU32,
+    keeping: Keeping,
+    /// Nodes that are open without passthrough.
+    without: AtomicUsize,
+    /// Nodes of which the peer has an fd.
+    kept: AtomicUsize,
     nodes: [RwLock<HashMap<NodeId, Arc<OpenNode>>>; SHARDS],
 }
 
@@ -46,6 +55,8 @@ struct Inner {
     files: [Option<Arc<BackingFile>>; 4],
     /// Owners of rings whom the backing file system let open the file.
     allowed: Vec<(Owner, bool)>,
+    /// The peer has an fd of it.
+    kept: bool,
     /// The last handle is gone, and this is out of the map.
     dead: bool,
 }
@@ -93,20 +104,20 @@ fn file_handle(index: u32, generation: u32) -> u64 {
 
 impl Opens {
     /// What `state` holds is open; `nodes` gives inode numbers.
-    pub fn new(state: Arc<SessionState>, channel: Arc<Channel>, nodes: &Nodes) -> Opens {
+    pub fn new(state: Arc<SessionState>, channel: Arc<Channel>, nodes: &Nodes, keeping: Keeping) -> Opens {
         // Handles of a predecessor must not come back while a late request may still name one.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let generation = AtomicU32::new((now.as_nanos() >> 10) as u32);
-        let opens = Opens { state, channel, generation, nodes: Default::default() };
+        let (without, kept) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let opens = Opens { state, channel, generation, keeping, without, kept, nodes: Default::default() };
         for (index, rec) in opens.state.opens.iter().filter(|(_, rec)| rec.tag == FILE) {
             let Ok(open) = opens.open_node(NodeId(rec.node), nodes) else { continue };
             let mut inner = open.lock();
             let flags = OFlags::from_bits_retain(rec.flags);
             inner.handles.insert(index, Handle { uid: rec.uid, tgid: rec.tgid, flags });
-            inner.passthrough = match opens.backing_id(open.node).load(Ordering::Acquire) {
-                0 => Passthrough::Without,
-                id => Passthrough::Id(id),
-            };
+            if matches!(inner.passthrough, Passthrough::Untried) {
+                opens.set_passthrough(&mut inner, opens.backing_id(open.node).load(Ordering::Acquire));
+            }
         }
         for (index, rec) in opens.state.nodes.iter().filter(|(_, rec)| rec.backing_id != 0) {
             // Registered by a predecessor that died before it opened the file.
@@ -174,19 +185,22 @@ impl Opens {
     ) -> Result<(u64, Option<u32>)> {
         let write = allows(opener.flags, true);
         if matches!(inner.passthrough, Passthrough::Untried) {
-            inner.passthrough = self.register(nodes, open, made.as_ref())?;
+            let id = self.register(nodes, open, made.as_ref())?;
+            self.set_passthrough(inner, id);
         }
         let id = match inner.passthrough {
             Passthrough::Id(id) => Some(id),
             _ => None,
         };
+        let mut unlinked = false;
         if id.is_none() && inner.files[slot(write, false)].is_none() {
             let fd = match made {
                 Some(fd) => fd,
                 None => open_file(nodes, open.node, write, false)?,
             };
-            inner.files[slot(write, false)] =
-                Some(Arc::new(BackingFile::new(fd, None, open.node, open.ino)?));
+            let file = BackingFile::new(fd, None, open.node, open.ino)?;
+            unlinked = file.unlinked;
+            inner.files[slot(write, false)] = Some(Arc::new(file));
         }
         let generation = self.next_generation();
         let rec = OpenRec {
@@ -200,13 +214,17 @@ impl Opens {
         };
         let index = self.state.opens.insert(&rec).ok_or(Errno::NFILE)?;
         inner.handles.insert(index, Handle { uid: opener.uid, tgid: opener.tgid, flags: opener.flags });
+        if unlinked && !inner.kept {
+            // Made without a name, or opened by a link in `/proc`.
+            self.keep_locked(nodes, open, inner);
+        }
         Ok((file_handle(index, generation), id))
     }
 
-    /// Gives the kernel the backing file. That it cannot take it (a stacked file system, an old kernel) is no error.
-    fn register(&self, nodes: &Nodes, open: &OpenNode, made: Option<&OwnedFd>) -> Result<Passthrough> {
+    /// Gives the kernel the backing file; its id, or 0. That it cannot take it (a stacked file system, an old kernel) is no error.
+    fn register(&self, nodes: &Nodes, open: &OpenNode, made: Option<&OwnedFd>) -> Result<u32> {
         if !self.channel.passthrough() {
-            return Ok(Passthrough::Without);
+            return Ok(0);
         }
         // The kernel writes with the credentials of the thread that registers: without CAP_FSETID.
         crate::sys::creds::prepare_thread()?;
@@ -221,11 +239,11 @@ impl Opens {
         match self.channel.backing_open(fd) {
             Ok(id) => {
                 self.backing_id(open.node).store(id, Ordering::Release);
-                Ok(Passthrough::Id(id))
+                Ok(id)
             }
             Err(error) => {
                 tracing::debug!(node = open.node.0, %error, "no passthrough for this file");
-                Ok(Passthrough::Without)
+                Ok(0)
             }
         }
     }
@@ -241,17 +259,111 @@ impl Opens {
     }
 
     /// Closes a handle; the node, if it was the last one and is without lookups, is the caller's to drop. A handle that
-    /// is not open is no error.
-    pub fn release(&self, node: NodeId, fh: u64) {
-        let Ok((index, _)) = self.rec(node, fh, FILE) else { return };
-        let Some(open) = self.find(node) else { return self.state.opens.remove(index) };
+    /// is not open is no error. True: the peer had an fd of the node, and it was the last handle.
+    pub fn release(&self, node: NodeId, fh: u64) -> bool {
+        let Ok((index, _)) = self.rec(node, fh, FILE) else { return false };
+        let Some(open) = self.find(node) else {
+            self.state.opens.remove(index);
+            return false;
+        };
         let mut inner = open.lock();
         inner.handles.remove(&index);
         // Last: another open of this inode may get the index at once, and is in `handles` then.
         self.state.opens.remove(index);
-        if inner.handles.is_empty() && !inner.dead {
+        let last = inner.handles.is_empty() && !inner.dead;
+        let kept = last && inner.kept;
+        if last {
             self.close_node(&open, inner);
         }
+        kept
+    }
+
+    fn set_passthrough(&self, inner: &mut Inner, id: u32) {
+        inner.passthrough = if id == 0 { Passthrough::Without } else { Passthrough::Id(id) };
+        if id == 0 {
+            self.without.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Is a file open without passthrough?
+    pub fn any_without_passthrough(&self) -> bool {
+        self.without.load(Ordering::Acquire) != 0
+    }
+
+    /// Gives the peer an fd of `node` if it is open and nothing else would hold it after this process. False: no, or
+    /// the peer had one.
+    pub fn keep(&self, nodes: &Nodes, node: NodeId) -> bool {
+        let Some(open) = self.find(node) else { return false };
+        let mut inner = open.lock();
+        let open_without = !inner.handles.is_empty() && matches!(inner.passthrough, Passthrough::Without);
+        !inner.dead && open_without && !inner.kept && self.keep_locked(nodes, &open, &mut inner)
+    }
+
+    fn keep_locked(&self, nodes: &Nodes, open: &OpenNode, inner: &mut Inner) -> bool {
+        if self.kept.fetch_add(1, Ordering::AcqRel) >= MOST_KEPT {
+            self.kept.fetch_sub(1, Ordering::AcqRel);
+            let session = &self.keeping.session;
+            tracing::warn!(
+                session,
+                "more than {MOST_KEPT} open files have no name: node {} would not survive the end of this process",
+                open.node.0
+            );
+            return false;
+        }
+        match open.file(inner, nodes, false, false) {
+            Ok(file) => {
+                self.keeping.keep(open.node, file.fd.as_fd());
+                inner.kept = true;
+            }
+            Err(error) => {
+                tracing::warn!(node = open.node.0, %error, "cannot be opened to be kept");
+                self.kept.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+        inner.kept
+    }
+
+    /// The peer's fd of `node` is not needed any more.
+    pub fn unkeep(&self, node: NodeId) {
+        if let Some(open) = self.find(node) {
+            self.unkeep_locked(&open, &mut open.lock());
+        }
+    }
+
+    fn unkeep_locked(&self, open: &OpenNode, inner: &mut Inner) {
+        if std::mem::take(&mut inner.kept) {
+            self.kept.fetch_sub(1, Ordering::AcqRel);
+            self.keeping.forget(open.node);
+        }
+    }
+
+    /// The peer has fds of `pinned`, from a predecessor. Those that are not open any more are let go.
+    pub fn resume_kept(&self, nodes: &Nodes, pinned: Vec<NodeId>) {
+        for node in pinned {
+            if let Some(open) = self.find(node) {
+                open.lock().kept = true;
+                self.kept.fetch_add(1, Ordering::AcqRel);
+            } else {
+                nodes.unpin(node);
+                self.keeping.forget(node);
+            }
+        }
+    }
+
+    /// Duplicates of the fds that the peer should have, by key.
+    pub fn kept_fds(&self, nodes: &Nodes) -> Result<Vec<(String, OwnedFd)>> {
+        let mut fds = Vec::new();
+        for shard in &self.nodes {
+            let all: Vec<_> = shard.read().unwrap_or_else(|e| e.into_inner()).values().cloned().collect();
+            for open in all {
+                let mut inner = open.lock();
+                if inner.kept {
+                    let file = open.file(&mut inner, nodes, false, false)?;
+                    fds.push((key(open.node), rustix::io::fcntl_dupfd_cloexec(&file.fd, 0)?));
+                }
+            }
+        }
+        Ok(fds)
     }
 
     fn close_node(&self, open: &OpenNode, mut inner: MutexGuard<'_, Inner>) {
@@ -261,6 +373,10 @@ impl Opens {
             file.closed.store(true, Ordering::Release);
         }
         let passthrough = std::mem::take(&mut inner.passthrough);
+        if let Passthrough::Without = passthrough {
+            self.without.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.unkeep_locked(open, &mut inner);
         if let Passthrough::Id(_) = passthrough {
             // Before it is closed: a successor must not name an id that the kernel gave to another file.
             self.backing_id(open.node).store(0, Ordering::Release);

@@ -37,7 +37,12 @@ pub struct RequestBuffer(Aligned);
 impl RequestBuffer {
     /// An empty one.
     pub fn new() -> RequestBuffer {
-        RequestBuffer(Aligned::new(REQUEST_LEN, BEFORE_DATA))
+        let mut buffer = Aligned::new(REQUEST_LEN, BEFORE_DATA);
+        // Every page is there before the first request. A page that had to be made while the kernel copies a request to it
+        // cannot be when the daemon is just being killed, and the kernel would answer that request with EIO
+        // (`fuse_dev_do_read`) in place of giving it to the successor.
+        buffer.all().fill(1);
+        RequestBuffer(buffer)
     }
 
     /// All of it.

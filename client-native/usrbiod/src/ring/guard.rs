@@ -37,7 +37,7 @@ pub(super) struct Guard {
 impl Guard {
     /// Enters the mapping `start..start + len`, whole pages; `None` when the table is full.
     pub(super) fn new(start: usize, len: usize, writable: bool) -> Option<Guard> {
-        INSTALL.call_once(install);
+        prepare_signals();
         let slot = {
             let mut free = FREE.lock().unwrap_or_else(|e| e.into_inner());
             match free.pop() {
@@ -69,7 +69,16 @@ impl Drop for Guard {
     }
 }
 
+/// Sets up what the process does on the signals that shared memory may raise; once.
+pub(super) fn prepare_signals() {
+    INSTALL.call_once(install);
+}
+
 fn install() {
+    // Somebody opens a file while `sweep` has a lease on it: the kernel tells by SIGIO, whose default action ends the
+    // process. There is nothing to do: the lease ends at once anyway.
+    // SAFETY: no handler is installed, no memory is involved.
+    unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
     // SAFETY: `on_sigbus` has the signature that SA_SIGINFO asks for and does only what is allowed in a handler. The struct
     // is valid as zeros: no flags, empty mask.
     unsafe {

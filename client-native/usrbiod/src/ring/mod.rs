@@ -2,6 +2,7 @@
 //!
 //! * [`shm`](self): opens and maps what clients name; a peer may truncate it at any moment (`guard`).
 //! * `registry`: the Iovs and rings of a session ([`SessionRings`]), and what a successor must know of them.
+//! * `sweep`: files that clients left which died before they registered them.
 //! * `engine`, `worker`: who looks at which ring, and when it sleeps.
 //! * `job`, `exec`: one ring's turn, one request; `file` and `holes` know the backing file; `io` is the io_uring.
 
@@ -17,6 +18,7 @@ mod registry;
 mod sem;
 mod shm;
 mod slab;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod worker;

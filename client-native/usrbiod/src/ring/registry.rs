@@ -5,6 +5,7 @@ use super::job::Ring;
 use super::object::{Core, Iov, lock};
 use super::sem::SubmitSem;
 use super::shm::{self, SharedMap};
+use super::sweep::{Sweeper, same_file};
 use super::{Files, ObjectInfo};
 use crate::control::Keeper;
 use crate::metrics::SessionMetrics;
@@ -23,7 +24,7 @@ use usrbio_wire::{Geometry, IovName, NameError, Priority, RingAttrs, Slot};
 const TAG_IOV: u32 = 1;
 const TAG_RING: u32 = 2;
 /// Clients of 3FS name their Iovs so. Other names are a program's own business, also when it is gone.
-const IOV_FILE_PREFIX: &str = "hf3fs-iov-";
+pub(super) const IOV_FILE_PREFIX: &str = "hf3fs-iov-";
 
 /// What the rings of a session stand on.
 pub struct RingsConfig {
@@ -52,6 +53,7 @@ pub struct SessionRings {
     keeper: Arc<Keeper>,
     shm: Option<OwnedFd>,
     objects: Mutex<Objects>,
+    sweeper: Sweeper,
 }
 
 #[derive(Default)]
@@ -95,7 +97,14 @@ impl SessionRings {
         let semaphores = shm.as_ref().map(|shm| semaphores(shm, &state)).transpose()?;
         let core = Arc::new(Core::new(session, files, state, metrics, limits, read_only, semaphores));
         engine.adopt(&core);
-        Ok(SessionRings { core, engine: engine.clone(), keeper, shm, objects: Mutex::default() })
+        Ok(SessionRings {
+            core,
+            engine: engine.clone(),
+            keeper,
+            shm,
+            objects: Mutex::default(),
+            sweeper: Sweeper::default(),
+        })
     }
 
     /// Registers `name` for the shared memory at `target`: opens, checks, maps, and for a ring starts to serve it. All of
@@ -128,6 +137,9 @@ impl SessionRings {
         let object = self.object(name, target, owner, number, &plan, fd, map, (Slot::ZERO, Slot::ZERO));
         let info = object.info.clone();
         self.enter(&mut objects, object, &plan);
+        drop(objects);
+        // Nobody watches a client that was killed before it registered anything: the next one cleans up.
+        self.sweeper.sweep_now_and_then(shm.as_fd());
         Ok(info)
     }
 
@@ -297,26 +309,34 @@ impl SessionRings {
             objects.by_name.values().filter(|o| gone(&o.info.owner)).map(|o| o.info.name.clone()).collect();
         for name in &names {
             if let Some(object) = self.remove(&mut objects, name) {
-                self.unlink_iov(&object);
+                self.unlink_memory(&object);
             }
         }
+        drop(objects);
+        // The process may have made more than it registered, or another one may have died unseen.
+        self.sweep();
         names.len()
     }
 
-    /// Unlinks an Iov's file if it is still the one that was registered, its owner's, and made by a 3FS library.
-    fn unlink_iov(&self, object: &Object) {
-        let (Memory::Iov(iov), Some(shm)) = (&object.memory, &self.shm) else { return };
+    /// Unlinks the shared-memory files of 3FS clients that no process has open or mapped; the number of those. For when
+    /// clients may have died before they registered them.
+    pub fn sweep(&self) -> usize {
+        self.shm.as_ref().map_or(0, |shm| self.sweeper.sweep(shm.as_fd()))
+    }
+
+    /// Unlinks the file of an Iov, or of a ring whose client died before it could, if it is still the one that was registered, its owner's, and made by a 3FS library.
+    fn unlink_memory(&self, object: &Object) {
+        let Some(shm) = &self.shm else { return };
         let Ok(path) = shm::relative(&object.info.target) else { return };
         if path.contains('/') || !path.starts_with(IOV_FILE_PREFIX) {
             return;
         }
         let (Ok(there), Ok(ours)) =
-            (rustix::fs::statat(shm, path, AtFlags::SYMLINK_NOFOLLOW), rustix::fs::fstat(&iov.fd))
+            (rustix::fs::statat(shm, path, AtFlags::SYMLINK_NOFOLLOW), rustix::fs::fstat(object.fd()))
         else {
             return;
         };
-        let same = (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino);
-        if same && ours.st_uid == object.info.owner.uid {
+        if same_file(&there, &ours) && ours.st_uid == object.info.owner.uid {
             let _ = rustix::fs::unlinkat(shm, path, AtFlags::empty());
         }
     }

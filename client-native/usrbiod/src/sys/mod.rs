@@ -5,6 +5,7 @@ pub mod dio;
 pub mod dirents;
 pub mod fuse_dev;
 pub mod handle;
+pub mod lease;
 pub mod mount;
 pub mod path;
 pub mod process;

@@ -134,7 +134,8 @@ impl Virt {
         let to = self.directory(arg.dst_parent)?;
         let (old, new) = (self.name(from, &arg.src_name)?, self.name(to, &arg.dst_name)?);
         let (old_dir, new_dir) = (self.parts.fs.path_fd(from)?, self.parts.fs.path_fd(to)?);
-        as_caller(caller, || rustix::fs::renameat(&*old_dir, &old, &*new_dir, &new))?;
+        let rename = || as_caller(caller, || rustix::fs::renameat(&*old_dir, &old, &*new_dir, &new));
+        self.parts.fs.removing(&*new_dir, &new, rename)?;
         self.forget_names(vec![(from, old), (to, new)]);
         Ok(())
     }
@@ -148,10 +149,11 @@ impl Virt {
         if arg.recursive != 0 {
             return self.remove_below(&dir, &name, caller);
         }
-        as_caller(caller, || match rustix::fs::unlinkat(&*dir, &name, AtFlags::empty()) {
+        let unlink = || match rustix::fs::unlinkat(&*dir, &name, AtFlags::empty()) {
             Err(Errno::ISDIR) => rustix::fs::unlinkat(&*dir, &name, AtFlags::REMOVEDIR),
             done => done,
-        })?;
+        };
+        self.parts.fs.removing(&*dir, &name, || as_caller(caller, unlink))?;
         self.forget_names(vec![(parent, name)]);
         Ok(())
     }

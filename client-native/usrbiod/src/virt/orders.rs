@@ -6,9 +6,9 @@ use super::remove_tree::remove_tree;
 use super::tell::{tell, tell_later};
 use super::{TREE_NAME, Virt, nodes::Virtual};
 use crate::types::{Caller, Entry, Errno, Ino, NodeId, Result};
-use rustix::fs::RenameFlags;
+use rustix::fs::{AtFlags, RenameFlags};
 use std::ffi::{CStr, CString, OsStr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -78,7 +78,10 @@ impl Virt {
     fn remove(&self, parent: &OwnedFd, name: &CStr, caller: &Caller) -> Result<()> {
         let _slots = self.slots.take()?;
         tracing::info!(uid = caller.uid, name = %name.to_string_lossy(), "removes a tree");
-        as_caller(caller, || remove_tree(parent, name))
+        let unlink = |dir: BorrowedFd<'_>, name: &CStr| {
+            self.parts.fs.removing(dir, name, || rustix::fs::unlinkat(dir, name, AtFlags::empty()))
+        };
+        as_caller(caller, || remove_tree(parent, name, &unlink))
     }
 
     /// Renames the ordinary `old_parent`/`old_name` into the virtual `new_parent`: into `rm-rf` removes it with all below.

@@ -14,15 +14,19 @@ const OPEN: usize = 32;
 /// How often directories that others fill again are emptied.
 const RETRIES: u32 = 64;
 
+/// Removes a name that is no directory's.
+pub(super) type Unlink<'a> = dyn Fn(BorrowedFd<'_>, &CStr) -> Result<()> + 'a;
+
 /// Removes `parent`/`name`, and all below if it is a directory. It stops at the first error; what is gone by then is gone.
 /// `ENOTEMPTY`: others put files there faster than they could be removed.
-pub(super) fn remove_tree(parent: impl AsFd, name: &CStr) -> Result<()> {
+/// `unlink` removes what is no directory.
+pub(super) fn remove_tree(parent: impl AsFd, name: &CStr, unlink: &Unlink<'_>) -> Result<()> {
     let parent = parent.as_fd();
     let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
-    if remove_one(parent, name, FileType::from_raw_mode(stat.st_mode))? {
+    if remove_one(parent, name, FileType::from_raw_mode(stat.st_mode), unlink)? {
         return Ok(());
     }
-    let mut walk = Walk { parent, retries: RETRIES, levels: Vec::new() };
+    let mut walk = Walk { parent, unlink, retries: RETRIES, levels: Vec::new() };
     walk.enter(name)?;
     while walk.step()? {}
     Ok(())
@@ -30,9 +34,9 @@ pub(super) fn remove_tree(parent: impl AsFd, name: &CStr) -> Result<()> {
 
 /// Removes one name, which may be gone already; false for a directory that is not empty. `ENOTDIR`: it was a directory just
 /// now, and is another kind of file since.
-fn remove_one(dir: BorrowedFd<'_>, name: &CStr, kind: FileType) -> Result<bool> {
+fn remove_one(dir: BorrowedFd<'_>, name: &CStr, kind: FileType, unlink: &Unlink<'_>) -> Result<bool> {
     if kind != FileType::Directory {
-        match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        match unlink(dir, name) {
             Ok(()) | Err(Errno::NOENT) => return Ok(true),
             Err(Errno::ISDIR) => {}
             Err(errno) => return Err(errno),
@@ -58,6 +62,7 @@ struct Level {
 struct Walk<'a> {
     /// Holds the top of the tree.
     parent: BorrowedFd<'a>,
+    unlink: &'a Unlink<'a>,
     retries: u32,
     /// From the top of the tree down.
     levels: Vec<Level>,
@@ -73,7 +78,7 @@ impl Walk<'_> {
         if name == c"." || name == c".." {
             return Ok(true);
         }
-        let removed = match remove_one(dir.fd()?, name, entry.file_type()) {
+        let removed = match remove_one(dir.fd()?, name, entry.file_type(), self.unlink) {
             Ok(false) => self.enter(name),
             Ok(true) => return Ok(true),
             Err(errno) => Err(errno),
@@ -112,7 +117,7 @@ impl Walk<'_> {
         self.reopen_last(&dir)?;
         // Without a name, the directory above was just opened again, and will come to this one.
         let Some(name) = name else { return Ok(true) };
-        match remove_one(self.current()?, &name, FileType::Directory) {
+        match remove_one(self.current()?, &name, FileType::Directory, self.unlink) {
             Ok(true) | Err(Errno::NOTDIR) => Ok(!self.levels.is_empty()),
             Ok(false) => {
                 // Others add entries, or the file system hid some while others went.
@@ -159,6 +164,10 @@ mod tests {
         fs::File::open(path).unwrap().into()
     }
 
+    fn unlink(dir: BorrowedFd<'_>, name: &CStr) -> Result<()> {
+        rustix::fs::unlinkat(dir, name, AtFlags::empty())
+    }
+
     #[test]
     fn a_tree_goes_and_what_its_links_lead_to_stays() {
         let temp = tempfile::tempdir().unwrap();
@@ -173,7 +182,7 @@ mod tests {
         symlink(&outside, top.join("a/link")).unwrap();
         symlink("../outside", top.join("d/link")).unwrap();
         symlink("nowhere", top.join("broken")).unwrap();
-        remove_tree(dir(temp.path()), c"top").unwrap();
+        remove_tree(dir(temp.path()), c"top", &unlink).unwrap();
         assert!(!top.exists() && outside.join("keep").exists());
     }
 
@@ -183,13 +192,13 @@ mod tests {
         fs::write(temp.path().join("file"), "x").unwrap();
         symlink("file", temp.path().join("link")).unwrap();
         fs::create_dir(temp.path().join("dir")).unwrap();
-        remove_tree(dir(temp.path()), c"link").unwrap();
+        remove_tree(dir(temp.path()), c"link", &unlink).unwrap();
         assert!(temp.path().join("file").exists());
         for name in [c"file", c"dir"] {
-            remove_tree(dir(temp.path()), name).unwrap();
+            remove_tree(dir(temp.path()), name, &unlink).unwrap();
         }
         assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 0);
-        assert_eq!(remove_tree(dir(temp.path()), c"dir"), Err(Errno::NOENT));
+        assert_eq!(remove_tree(dir(temp.path()), c"dir", &unlink), Err(Errno::NOENT));
     }
 
     /// Makes `depth` directories below each other, with a second one beside each.
@@ -211,7 +220,7 @@ mod tests {
         let fds = || fs::read_dir("/proc/self/fd").unwrap().count();
         let (before, most) = (fds(), std::cell::Cell::new(0));
         let parent = dir(temp.path());
-        let mut walk = Walk { parent: parent.as_fd(), retries: 0, levels: Vec::new() };
+        let mut walk = Walk { parent: parent.as_fd(), unlink: &unlink, retries: 0, levels: Vec::new() };
         walk.enter(c"top").unwrap();
         while walk.step().unwrap() {
             let open = walk.levels.iter().filter(|level| level.dir.is_some()).count();
@@ -230,7 +239,7 @@ mod tests {
         fs::create_dir(temp.path().join("safe")).unwrap();
         fs::write(temp.path().join("safe/file"), "x").unwrap();
         let parent = dir(temp.path());
-        let mut walk = Walk { parent: parent.as_fd(), retries: 0, levels: Vec::new() };
+        let mut walk = Walk { parent: parent.as_fd(), unlink: &unlink, retries: 0, levels: Vec::new() };
         walk.enter(c"top").unwrap();
         while walk.levels.len() < OPEN + 8 {
             walk.step().unwrap();
@@ -264,7 +273,7 @@ mod tests {
                     }
                 }
             });
-            let removed = remove_tree(dir(temp.path()), c"top");
+            let removed = remove_tree(dir(temp.path()), c"top", &unlink);
             stop.store(true, Ordering::Relaxed);
             assert!(matches!(removed, Ok(()) | Err(Errno::NOTEMPTY)), "{removed:?}");
         });

@@ -95,6 +95,16 @@ impl DaemonProcess {
         self.wait_ready();
     }
 
+    /// Another daemon, with its own sockets and the same state directory.
+    pub fn successor(&self) -> DaemonProcess {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(self.state_dir(), dir.path().join("state")).unwrap();
+        let child = spawn(dir.path());
+        let daemon = DaemonProcess { dir, child };
+        daemon.wait_ready();
+        daemon
+    }
+
     fn wait_ready(&self) {
         wait_until("the control socket", || Seqpacket::connect(&self.socket()).is_ok());
     }

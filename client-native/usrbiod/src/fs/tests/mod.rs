@@ -7,7 +7,7 @@ mod names;
 mod rings;
 mod takeover;
 
-use super::{FdCache, Fs, Opened};
+use super::{FdCache, Fs, Keeping, Opened};
 use crate::fuse::Channel;
 use crate::state::SessionState;
 use crate::state::records::HeaderRec;
@@ -88,7 +88,8 @@ fn serve(
     let (notes, kernel) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
     let channel = Arc::new(Channel::new(kernel, false, &HeaderRec::default()).unwrap());
     let backing = File::open(dir.path()).unwrap().into();
-    (Fs::new(channel, state.clone(), backing, read_only, fds.clone()).unwrap(), notes)
+    let keeping = Keeping::default();
+    (Fs::new(channel, state.clone(), backing, read_only, fds.clone(), keeping).unwrap(), notes)
 }
 
 fn c(name: &str) -> CString {

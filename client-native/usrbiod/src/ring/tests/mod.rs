@@ -5,4 +5,5 @@ mod peer;
 mod registration;
 mod requests;
 mod serving;
+mod sweep;
 mod takeover;

@@ -47,6 +47,7 @@ impl FewFiles {
             direct: direct.ok().filter(|_| path.extension().is_some_and(|e| e == "direct")),
             node: NodeId(ino),
             ino: Ino(ino),
+            unlinked: false,
             in_memory,
             closed: AtomicBool::new(false),
             dense_end: AtomicU64::new(0),
