@@ -69,15 +69,16 @@ impl Drop for Served {
     }
 }
 
-/// A file in `/dev/shm`, removed when dropped.
-struct Shm(PathBuf);
+/// A file in `/dev/shm`, removed when dropped. It stays open, as a client's does: daemons sweep what nobody uses.
+struct Shm(PathBuf, #[expect(dead_code, reason = "held open")] File);
 
 impl Shm {
     fn new(uid: u32) -> Shm {
         let path = PathBuf::from(format!("/dev/shm/hf3fs-iov-{}", uuid::Uuid::new_v4()));
-        File::create(&path).unwrap().set_len(1 << 16).unwrap();
+        let file = File::create(&path).unwrap();
+        file.set_len(1 << 16).unwrap();
         chown(&path, Some(uid), Some(uid)).unwrap();
-        Shm(path)
+        Shm(path, file)
     }
 }
 
