@@ -95,7 +95,7 @@ impl Client {
     }
 }
 
-/// Seconds of CPU that a process and its children have used; also says that it is alive.
+/// Does the server run, and answer?
 fn alive(served: &Served) -> bool {
     Path::new(&format!("/proc/{}", served.pid())).exists() && fs::metadata(served.mount()).is_ok()
 }

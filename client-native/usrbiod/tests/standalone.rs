@@ -227,7 +227,6 @@ fn writers_never_notice_that_the_daemon_is_killed_again_and_again() {
                 done.store(count + 1, Ordering::Relaxed);
             }
         });
-
         for _ in 0..4 {
             let before = done_now();
             wait_until("the writer to get on", || done_now() > before + 50);
