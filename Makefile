@@ -32,18 +32,53 @@ lib: $(TOOLS)/venv ## Build libusrbio.so for glibc 2.28 and later, with its head
 	PATH=$(TOOLS)/venv/bin:$$PATH $(NATIVE)/usrbio-capi/build-release.sh $(NATIVE)/target/install
 
 .PHONY: lint
-lint: ## rustfmt and clippy, warnings denied
+lint: lint-native lint-python ## rustfmt, clippy, ruff and mypy, warnings denied
+
+.PHONY: lint-native
+lint-native: ## rustfmt and clippy, warnings denied
 	cd $(NATIVE) && cargo fmt --all --check
 	cd $(NATIVE) && $(CARGO) clippy --workspace --all-targets -- -D warnings
 	cd $(NATIVE)/fuzz && cargo fmt --check && $(CARGO) clippy --all-targets -- -D warnings
 
 .PHONY: test
-test: deps lint lib $(TOOLS)/bin/fsx test-loom test-fuzz ## Everything that CI runs: lint, unit, property, C, POSIX, take-over, fuzz
+test: deps lint test-native test-python ## Everything that CI runs
+
+.PHONY: test-native
+test-native: deps lib $(TOOLS)/bin/fsx test-loom test-fuzz ## The native client: unit, property, C, POSIX, take-over, fuzz
 	cd $(NATIVE) && PATH=$(TOOLS)/bin:$$PATH $(CARGO) test --workspace --no-fail-fast
 
 .PHONY: bench-native
 bench-native: build ## Benchmark rings and mount, side by side with the alternatives; about 6 minutes
 	$(NATIVE)/target/release/bench-native $(ARGS)
+
+# ---- the Python packages ----------------------------------------------------------------------------------------
+
+PYTHON_PACKAGES := crds csi operator
+PYTHON := python3
+
+.PHONY: venv
+venv: .venv/stamp ## The environment of the Python packages, in .venv: pinned and hashed dependencies, our packages editable
+
+.venv/stamp: requirements.txt $(PYTHON_PACKAGES:%=%/pyproject.toml)
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements.txt
+	.venv/bin/pip install -q --disable-pip-version-check --no-deps $(PYTHON_PACKAGES:%=-e ./%)
+	@touch $@
+
+.PHONY: requirements
+requirements: ## Resolve the Python dependencies anew into requirements.txt (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -q \
+	  --group dev --no-emit-package kube3fs-crds $(PYTHON_PACKAGES:%=%/pyproject.toml) -o requirements.txt
+
+.PHONY: lint-python
+lint-python: venv ## ruff and mypy strict
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy $(PYTHON_PACKAGES:%=%/src)
+
+.PHONY: test-python
+test-python: venv ## Unit and property tests of the Python packages
+	.venv/bin/pytest $(PYTHON_PACKAGES)
 
 .PHONY: clean
 clean: ## Remove everything that was built

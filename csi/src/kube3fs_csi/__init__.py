@@ -1,0 +1,1 @@
+"""The CSI driver of kube3fs: volumes, private shared memory and RDMA devices."""

@@ -1,0 +1,1 @@
+"""The operator of kube3fs: storage clusters from custom resources."""
