@@ -80,6 +80,12 @@ lint-python: venv ## ruff and mypy strict
 test-python: venv ## Unit and property tests of the Python packages
 	.venv/bin/pytest $(PYTHON_PACKAGES)
 
+# ---- the API types and the chart --------------------------------------------------------------------------------
+
+.PHONY: crds
+crds: venv ## Write the CRDs anew from their models
+	.venv/bin/python -m kube3fs_crds.generate crds/manifests
+
 .PHONY: clean
 clean: ## Remove everything that was built
 	rm -rf $(NATIVE)/target $(NATIVE)/fuzz/target
