@@ -42,9 +42,11 @@ class PatientLock(LeaseLock):
             return False, ApiException(status=0, reason=f"the API server cannot be reached: {error!r}")
 
     async def create(self, name: str, namespace: str, election_record: LeaderElectionRecord) -> bool:
-        """Make the lease; False when unreachable. The library's own asks with `pretty=True`, which its client
-        refuses (kubernetes 37.0.2)."""
-        body = client.V1Lease(metadata=client.V1ObjectMeta(name=name), spec=self.update_lease(election_record))
+        """Make the lease; False when unreachable."""
+        # The library's own asks with `pretty=True`, which its client refuses (kubernetes 37.0.2).
+        body = client.V1Lease(
+            metadata=client.V1ObjectMeta(name=name), spec=self.update_lease(election_record)
+        )
 
         async def make() -> bool:
             try:

@@ -123,7 +123,7 @@ def _nodes_ready(cluster: StorageCluster, nodes: list[NodeHealth]) -> Draft:
     if left and cluster.metadata.deletion_timestamp is None:
         texts = [
             f"node {node.name} is no longer chosen by the selector and still serves "
-            f"{count(node.volumes, 'volume')}: choose it again, or delete their claims"
+            f"{count(node.volumes, 'volume')}: choose it again, or delete the claims of those volumes"
             for node in left
         ]
         return Draft("NodesReady", "True", "ServingUnselectedNodes", some(texts))
@@ -158,6 +158,8 @@ def _capacity_available(nodes: list[NodeHealth]) -> Draft:
 
 def _classes_ready(cluster: StorageCluster, world: World, attempt: Attempt, nodes: list[NodeHealth]) -> Draft:
     name = render.class_name(cluster)
+    if cluster.metadata.deletion_timestamp is not None:
+        return Draft("ClassesReady", "False", "Deleting", "no new volumes are made")
     taken = conflict(cluster, world)
     if taken:
         return Draft("ClassesReady", "False", "StorageClassTaken", taken)
