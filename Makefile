@@ -84,7 +84,7 @@ test-python: venv ## Unit and property tests of the Python packages
 
 .PHONY: crds
 crds: venv ## Write the CRDs anew from their models
-	.venv/bin/python -m kube3fs_crds.generate crds/manifests
+	.venv/bin/python -m kube3fs_crds.generate crds/manifests charts/kube3fs/files/crds
 
 .PHONY: clean
 clean: ## Remove everything that was built
