@@ -39,3 +39,35 @@ readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
 {{- end }}
+
+{{/* The spec of a pod that runs one program of the operator's image and ends:
+     (dict "root" $ "account" NAME "module" PYTHON_MODULE). */}}
+{{- define "kube3fs.oneShotPod" -}}
+serviceAccountName: {{ .account }}
+restartPolicy: Never
+{{- with .root.Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  seccompProfile: {type: RuntimeDefault}
+{{- with .root.Values.operator.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+containers:
+  - name: main
+    image: {{ include "kube3fs.image" (dict "root" .root "image" .root.Values.operator.image) }}
+    imagePullPolicy: {{ .root.Values.operator.image.pullPolicy }}
+    command: [python3, -m, {{ .module }}]
+    env:
+      - name: KUBE3FS_NAMESPACE
+        valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+    resources:
+      requests: {cpu: 20m, memory: 64Mi}
+      limits: {memory: 256Mi}
+    securityContext:
+      {{- include "kube3fs.restricted" .root | nindent 6 }}
+{{- end }}
