@@ -1,0 +1,1 @@
+"""A package: else pytest imports this folder below a module named `operator`, the standard library's."""

@@ -1,0 +1,30 @@
+"""What the operator is told from outside: settings and fault points."""
+
+import pytest
+from pydantic import ValidationError
+
+from kube3fs_operator.faults import Faults
+from kube3fs_operator.settings import from_environment
+
+
+def test_settings_come_from_the_environment() -> None:
+    """Known variables are read and typed, others are somebody else's."""
+    settings = from_environment({"KUBE3FS_PORT": "9000", "KUBE3FS_NAMESPACE": "here", "PATH": "/bin"})
+    assert (settings.port, settings.namespace) == (9000, "here")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PORT", "http"), ("PORT", "70000"), ("LOG_LEVEL", "loud")],
+)
+def test_a_wrong_setting_is_named(name: str, value: str) -> None:
+    """The error names the field."""
+    with pytest.raises(ValidationError, match=name.lower()):
+        from_environment({f"KUBE3FS_{name}": value})
+
+
+@pytest.mark.parametrize("point", ["class", "during:class", "after:lunch"])
+def test_an_unknown_fault_point_is_refused(point: str) -> None:
+    """A test that misspells its point must not pass by never being killed."""
+    with pytest.raises(ValueError, match="write before:STEP or after:STEP"):
+        Faults(point)

@@ -1,0 +1,146 @@
+"""One node: its network, its mounts, containerd, kubelet and kube-proxy. Runs in the node's own namespaces.
+
+`python3 -m tests.cluster.node SPEC NUMBER` is every node but the first; the first shares the control plane's
+namespaces and is started by inside.py.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from tests.cluster import components
+from tests.cluster.api import Api
+from tests.cluster.paths import NODE_PLACES
+from tests.cluster.shell import ClusterError, run
+from tests.cluster.spec import FIRST, Node, Spec, nodes
+from tests.cluster.supervisor import Supervisor, as_init
+
+_LINK = "node0"
+"""A node's way to the others: a bridge at the first node, one end of a link to it at the rest."""
+
+
+def first_network() -> None:
+    """The first node's network: the bridge that joins the nodes."""
+    _ip("link", "add", _LINK, "type", "bridge")
+    _up(FIRST)
+    # The API server and the kubelet want a default route; nothing is behind it.
+    _ip("route", "add", "default", "via", "10.98.0.254")
+
+
+def spawn(spec: Spec, node: Node) -> subprocess.Popen[bytes]:
+    """Start another node in namespaces of its own, below this one's, linked to the bridge here.
+
+    Must run before this namespace's own mounts are made: the new one starts with a copy of them.
+    """
+    argv = ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
+    argv += ["--propagation", "private", sys.executable, "-m", __name__, spec.state, str(node.number)]
+    log = spec.folder / "logs" / f"{node.name}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True)
+    own = os.readlink("/proc/self/ns/net")
+    deadline = time.monotonic() + 10
+    while os.readlink(f"/proc/{process.pid}/ns/net") == own:
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise ClusterError(f"{node.name} got no namespaces: {log.read_text().strip()}")
+        time.sleep(0.01)
+    _ip("link", "add", node.name, "type", "veth", "peer", "name", _LINK, "netns", str(process.pid))
+    _ip("link", "set", node.name, "master", _LINK, "up")
+    assert process.stdin is not None
+    process.stdin.close()  # what the node waits for: its link is there
+    return process
+
+
+def routes(spec: Spec, node: Node) -> None:
+    """To the pods of the other nodes."""
+    for other in nodes(spec):
+        if other != node:
+            _ip("route", "add", other.pods, "via", other.address)
+
+
+def mounts(spec: Spec, node: Node) -> None:
+    """Give this namespace its own /var/lib/kubelet and the other folders that belong to one node."""
+    folder = spec.folder / node.name
+    for place in NODE_PLACES:
+        if place in ("/var/lib/kubelet", "/var/log/pods"):
+            own = folder / Path(place).name
+            own.mkdir(parents=True)
+            run(["mount", "--bind", own, place], timeout=10)
+        else:
+            run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", place], timeout=10)
+    # Mounts that a CSI driver's pod makes reach the kubelet and other pods.
+    run(["mount", "--make-rshared", "/var/lib/kubelet"], timeout=10)
+
+
+def start(spec: Spec, node: Node, programs: Supervisor) -> None:
+    """Start the node's programs, as soon as each can work; returns when all run."""
+    folder = spec.folder / node.name
+    (folder / "cni").mkdir()
+    (folder / "cni" / "10-pods.conflist").write_text(components.cni_config(spec, node))
+    (folder / "containerd.toml").write_text(components.containerd_config(spec, node))
+    (folder / "kubelet.yaml").write_text(components.kubelet_config(spec, node))
+    programs.start(components.containerd(spec, node))
+    programs.wait("containerd", Path(components.CONTAINERD_SOCKET).exists, 30)
+    loading = Loader(spec)
+    api = Api(Path(components.kubeconfig_path(spec, node.name)))
+    programs.wait("kube-apiserver", api.ready, 90)
+    programs.start(components.kubelet(spec, node))
+    programs.start(components.proxy(spec, node))
+    programs.wait("the images", loading.done, 300)
+
+
+class Loader:
+    """Loads the images into containerd while the API server starts."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._load, daemon=True)
+        self._thread.start()
+
+    def done(self) -> bool:
+        if self._error:
+            raise self._error
+        return not self._thread.is_alive()
+
+    def _load(self) -> None:
+        # Not unpacked: containerd does that when the first container of an image starts.
+        ctr = [self._spec.bin / "ctr", "--address", components.CONTAINERD_SOCKET, "-n", "k8s.io", "images", "import"]
+        try:
+            for image in self._spec.images:
+                run([*ctr, "--no-unpack", image], timeout=120, advice=f"is {image} an OCI archive?")
+        except ClusterError as error:
+            self._error = error
+
+
+def _up(node: Node) -> None:
+    _ip("link", "set", "lo", "up")
+    _ip("address", "add", f"{node.address}/24", "dev", _LINK)
+    _ip("link", "set", _LINK, "up")
+    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+
+
+def _ip(*argv: str) -> None:
+    run(["ip", *argv], timeout=10, advice="this kernel must offer network namespaces with bridges and veth links")
+
+
+def main() -> None:
+    """Be one node other than the first, until killed."""
+    spec = Spec.from_json(json.loads(Path(sys.argv[1], "spec.json").read_text()))
+    node = Node(int(sys.argv[2]))
+    sys.stdin.read()  # ends when the link to the other nodes is there
+    run(["hostname", node.name], timeout=10)
+    _up(node)
+    _ip("route", "add", "default", "via", FIRST.address)
+    routes(spec, node)
+    mounts(spec, node)
+    start(spec, node, Supervisor(spec, f"{node.name}-"))
+    signal.pause()
+
+
+if __name__ == "__main__":
+    sys.exit(as_init(main))

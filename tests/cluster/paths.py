@@ -1,0 +1,28 @@
+"""Where things lie. Nothing here touches the disk."""
+
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MODULES = Path(__file__).resolve().parent / "modules"
+MANIFESTS = Path(__file__).resolve().parent / "manifests"
+
+# What is built, by content: worktrees of one user share it, as they share Go's own cache.
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kube3fs"
+
+# One folder per cluster that lives, or was killed before it could clean up.
+STATE = Path("/var/lib/kube3fs-cluster")
+
+# A node has its own of each: they are made on the machine where absent, as places to mount on, and removed after.
+# One mount each: with two stacked on /var/lib/kubelet containerd takes it for not shared.
+NODE_PLACES = (
+    "/etc/cdi",
+    "/etc/cni",
+    "/run/cdi",
+    "/run/containerd",
+    "/run/netns",
+    "/var/lib/cni",
+    "/var/lib/kubelet",
+    "/var/log/containers",
+    "/var/log/pods",
+)

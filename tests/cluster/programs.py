@@ -1,0 +1,120 @@
+"""What is compiled, from which Go module, how. The versions are pinned in modules/*/go.mod.
+
+Only what changes a program stands here: this file and modules/ are the key of the build's cache.
+"""
+
+from dataclasses import dataclass
+
+# Kubernetes' programs and etcd are one binary with many names: what they share is compiled, linked and loaded once.
+KUBERNETES_NAMES = (
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-proxy",
+    "kube-scheduler",
+    "kubectl",
+    "kubelet",
+)
+
+
+@dataclass(frozen=True)
+class Build:
+    """One `go build`: packages of one module, with one set of flags."""
+
+    module: str
+    """Folder below modules/."""
+    packages: tuple[str, ...]
+    folder: str
+    """Where the programs go, below the build's folder: `bin` or `cni`."""
+    output: str = ""
+    """The program's name, where it is not the package's last part (one package only)."""
+    tags: str = ""
+    cgo: bool = False
+    versions: tuple[tuple[str, str], ...] = ()
+    """Linker variable and the module whose version it gets."""
+    fixed: tuple[tuple[str, str], ...] = ()
+    """Linker variable and its value."""
+
+
+_CONTAINERD = "github.com/containerd/containerd/v2"
+_CNI = "github.com/containernetworking/plugins/plugins"
+_RUNC = "github.com/opencontainers/runc"
+_CSI = "github.com/kubernetes-csi"
+_K8S_VERSIONS = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+
+BUILDS = (
+    Build(
+        "k8s",
+        (".",),
+        "bin",
+        output="kubernetes",
+        versions=tuple((f"{package}.gitVersion", "k8s.io/kubernetes") for package in _K8S_VERSIONS),
+        fixed=tuple((f"{package}.gitTreeState", "clean") for package in _K8S_VERSIONS),
+    ),
+    Build(
+        "node",
+        tuple(f"{_CONTAINERD}/cmd/{name}" for name in ("containerd", "containerd-shim-runc-v2", "ctr")),
+        "bin",
+        tags="no_btrfs no_devmapper no_zfs no_aufs",
+        versions=((f"{_CONTAINERD}/version.Version", _CONTAINERD),),
+    ),
+    Build(
+        "node",
+        tuple(f"{_CNI}/{name}" for name in ("main/ptp", "main/loopback", "ipam/host-local", "meta/portmap")),
+        "cni",
+    ),
+    # runc enters namespaces before Go starts: it needs C, and libseccomp for pods' seccomp profiles.
+    Build("node", (_RUNC,), "bin", tags="seccomp", cgo=True, versions=(("main.version", _RUNC),)),
+    Build("tools", ("./coredns",), "bin"),
+    Build(
+        "tools",
+        (
+            "helm.sh/helm/v4/cmd/helm",
+            "github.com/helm-unittest/helm-unittest/cmd/helm-unittest",
+            f"{_CSI}/csi-test/v5/cmd/csi-sanity",
+            f"{_CSI}/external-provisioner/v6/cmd/csi-provisioner",
+            f"{_CSI}/external-resizer/v2/cmd/csi-resizer",
+            f"{_CSI}/external-snapshotter/v8/cmd/csi-snapshotter",
+            f"{_CSI}/external-snapshotter/v8/cmd/snapshot-controller",
+        ),
+        "bin",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """An image of one static program, under the name that charts use for it."""
+
+    program: str
+    module: str
+    """Whose version is the image's tag, in modules/tools."""
+
+
+# Holds a pod's namespaces: modules/pause.
+PAUSE = "localhost/pause:1"
+
+SIDECAR_REGISTRY = "registry.k8s.io/sig-storage"
+SIDECARS = (
+    Sidecar("csi-provisioner", f"{_CSI}/external-provisioner/v6"),
+    Sidecar("csi-resizer", f"{_CSI}/external-resizer/v2"),
+    Sidecar("csi-snapshotter", f"{_CSI}/external-snapshotter/v8"),
+    Sidecar("snapshot-controller", f"{_CSI}/external-snapshotter/v8"),
+)
+
+# Manifests and .proto files that a pinned module ships: (module folder, Go module, path or pattern in it, where to).
+FILES = (
+    ("tools", f"{_CSI}/external-snapshotter/client/v8", "config/crd/*snapshot*.yaml", "manifests/snapshot-crds"),
+    (
+        "tools",
+        f"{_CSI}/external-snapshotter/v8",
+        "deploy/kubernetes/snapshot-controller/*snapshot-controller.yaml",
+        "manifests/snapshot-controller",
+    ),
+    ("k8s", "github.com/container-storage-interface/spec", "csi.proto", "protos/csi"),
+    ("k8s", "k8s.io/kubelet", "pkg/apis/pluginregistration/v1/api.proto", "protos/pluginregistration"),
+    ("k8s", "k8s.io/kubelet", "pkg/apis/deviceplugin/v1beta1/api.proto", "protos/deviceplugin"),
+)
+
+# promtool would compile the SDK of every cloud that Prometheus discovers: Debian has it ready. (package, file)
+DEBIAN_PROGRAMS = (("prometheus", "usr/bin/promtool"),)
