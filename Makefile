@@ -89,7 +89,17 @@ test-python: venv ## Unit and property tests of the Python packages
 
 .PHONY: crds
 crds: venv ## Write the CRDs anew from their models
-	.venv/bin/python -m kube3fs_crds.generate crds/manifests
+	.venv/bin/python -m kube3fs_crds.generate crds/manifests charts/kube3fs/files/crds
+
+.PHONY: chart
+chart: crds ## Write the chart's README and schema anew from its values.yaml
+	.venv/bin/python charts/generate.py charts/kube3fs
+
+.PHONY: test-chart
+test-chart: venv ## The chart: generated files, lint, template tests, alert tests
+	.venv/bin/python charts/generate.py charts/kube3fs --check
+	PATH=$$($(PYTHON) -m tests.cluster build)/bin:$$PATH; helm lint --quiet charts/kube3fs; \
+	helm-unittest -f 'tests/**/*_test.yaml' charts/kube3fs; promtool test rules charts/kube3fs/tests/promtool/*.yaml
 
 .PHONY: clean
 clean: ## Remove everything that was built

@@ -10,18 +10,21 @@ import yaml
 from kube3fs_crds import KINDS, Resource
 from kube3fs_crds.generate import crd, file_name, main, render
 
-MANIFESTS = Path(__file__).parent.parent / "manifests"
+ROOT = Path(__file__).parents[2]
+FOLDERS = [ROOT / "crds/manifests", ROOT / "charts/kube3fs/files/crds"]
 
 
+@pytest.mark.parametrize("folder", FOLDERS, ids=["manifests", "chart"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_committed_yaml_is_what_the_models_say(kind: type[Resource]) -> None:
+def test_committed_yaml_is_what_the_models_say(kind: type[Resource], folder: Path) -> None:
     """`make crds` would change nothing."""
-    assert (MANIFESTS / file_name(kind)).read_text() == render(kind), "run make crds"
+    assert (folder / file_name(kind)).read_text() == render(kind), "run make crds"
 
 
-def test_no_manifest_without_a_model() -> None:
+@pytest.mark.parametrize("folder", FOLDERS, ids=["manifests", "chart"])
+def test_no_manifest_without_a_model(folder: Path) -> None:
     """The folder holds the CRDs of today's kinds and nothing else."""
-    assert {path.name for path in MANIFESTS.iterdir()} == {file_name(kind) for kind in KINDS}
+    assert {path.name for path in folder.iterdir()} == {file_name(kind) for kind in KINDS}
 
 
 def test_generator_writes_every_kind_into_a_new_folder(tmp_path: Path) -> None:

@@ -2,11 +2,9 @@
 
 import asyncio
 import logging
-import os
 import signal
 import sys
 
-from kubernetes.aio import client, config
 from pydantic import ValidationError
 
 from kube3fs_operator.faults import Faults
@@ -14,6 +12,7 @@ from kube3fs_operator.leader import LeaseLostError, lead
 from kube3fs_operator.queue import WorkQueue
 from kube3fs_operator.reconcile import Key
 from kube3fs_operator.server import serve
+from kube3fs_operator.session import api_session
 from kube3fs_operator.settings import Settings, from_environment
 from kube3fs_operator.workers import operate
 
@@ -22,10 +21,6 @@ log = logging.getLogger("kube3fs_operator")
 
 async def run(settings: Settings) -> None:
     """Everything, until SIGTERM or SIGINT, or until the lease is lost."""
-    if "KUBERNETES_SERVICE_HOST" in os.environ:
-        config.load_incluster_config()  # type: ignore[no-untyped-call]
-    else:
-        await config.load_kube_config()  # type: ignore[no-untyped-call]
     queue: WorkQueue[Key] = WorkQueue()
     faults = Faults(settings.exit_at)
     stop = asyncio.Event()
@@ -35,7 +30,7 @@ async def run(settings: Settings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
 
-    async with client.ApiClient() as api_client, serve(settings.address, settings.port, queue.oldest_age):
+    async with api_session() as api_client, serve(settings.address, settings.port, queue.oldest_age):
         hook_signals()
         leading = asyncio.create_task(
             lead(

@@ -22,6 +22,7 @@ from kube3fs_operator import metrics
 
 log = logging.getLogger(__name__)
 
+LEASE_NAME = "kube3fs-operator"
 LEASE_SECONDS = 30
 RENEW_SECONDS = 20
 RETRY_SECONDS = 5
@@ -88,13 +89,12 @@ async def lead(
     namespace: str,
     identity: str,
     work: Callable[[], Awaitable[None]],
-    name: str = "kube3fs-operator",
 ) -> None:
     """Wait for the lease, then work until the work ends or the lease is lost; cancel to stop.
 
     Raises LeaseLostError when another replica may lead by now: the process should end.
     """
-    lock = PatientLock(name, namespace, identity, api_client)
+    lock = PatientLock(LEASE_NAME, namespace, identity, api_client)
     working: asyncio.Task[None] | None = None
     started = asyncio.Event()
 

@@ -1,0 +1,18 @@
+"""How our programs reach the API server."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from kubernetes.aio import client, config
+
+
+@asynccontextmanager
+async def api_session() -> AsyncIterator[client.ApiClient]:
+    """A client by the pod's service account, or by KUBECONFIG outside a cluster."""
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        config.load_incluster_config()  # type: ignore[no-untyped-call]
+    else:
+        await config.load_kube_config()  # type: ignore[no-untyped-call]
+    async with client.ApiClient() as api_client:
+        yield api_client
