@@ -9,7 +9,7 @@ NATIVE := client-native
 TOOLS := $(CURDIR)/$(NATIVE)/target/tools
 FSX_VERSION := 0.3.2
 # Debian packages: the outside judges of the mount, gcc for the C tests, libfuse's example for the benchmark.
-PACKAGES := gcc g++ libc6-dev pkg-config libfuse3-dev fuse3 fio stress-ng sqlite3 git attr acl python3-venv
+PACKAGES := gcc g++ libc6-dev pkg-config libfuse3-dev fuse3 fio stress-ng sqlite3 git attr acl python3-venv btrfs-progs xfsprogs
 CARGO := cargo --locked
 
 .PHONY: help
@@ -59,11 +59,16 @@ PYTHON := python3
 .PHONY: venv
 venv: .venv/stamp ## The environment of the Python packages, in .venv: pinned and hashed dependencies, our packages editable
 
-.venv/stamp: requirements.txt $(PYTHON_PACKAGES:%=%/pyproject.toml)
+.venv/stamp: requirements.txt $(PYTHON_PACKAGES:%=%/pyproject.toml) csi/make_stubs.py
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements.txt
 	.venv/bin/pip install -q --disable-pip-version-check --no-deps $(PYTHON_PACKAGES:%=-e ./%)
+	.venv/bin/python csi/make_stubs.py
 	@touch $@
+
+.PHONY: stubs
+stubs: venv ## Make the gRPC stubs of csi/ anew from their pinned Go modules (make venv does it once)
+	.venv/bin/python csi/make_stubs.py
 
 .PHONY: requirements
 requirements: ## Resolve the Python dependencies anew into requirements.txt (needs uv)

@@ -1,0 +1,180 @@
+"""Reports this node as a StorageNode, and serves the clusters that its spec names."""
+
+import asyncio
+import contextlib
+import datetime
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import kube3fs_csi
+from kube3fs_crds import (
+    DaemonKernel,
+    DaemonStatus,
+    NodeClusterFeatures,
+    NodeClusterStatus,
+    ObjectMeta,
+    RdmaStatus,
+    StorageNode,
+    StorageNodeStatus,
+    now,
+)
+from kube3fs_csi.agent.conditions import condition
+from kube3fs_csi.kube.informer import Informer
+from kube3fs_csi.kube.objects import Objects
+from kube3fs_csi.node.clusters import Clusters, Served
+from kube3fs_csi.node.sessions import DaemonState
+from kube3fs_csi.serving.errors import AlreadyExists, CsiError
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 10.0
+_SAME_SPACE = 64 << 20
+"""Free space that changed by less is not worth a write."""
+
+
+class NodeAgent:
+    """Keeps the StorageNode `name` current. `changed` is called when the served clusters may have changed."""
+
+    def __init__(
+        self,
+        name: str,
+        objects: Objects,
+        nodes: Informer[StorageNode],
+        clusters: Clusters,
+        daemon: Callable[[], DaemonState],
+        rdma: Callable[[], RdmaStatus],
+        changed: Callable[[], Awaitable[None]],
+        executor: ThreadPoolExecutor,
+    ) -> None:
+        self._name = name
+        self._objects = objects
+        self._nodes = nodes
+        self._clusters = clusters
+        self._daemon = daemon
+        self._rdma = rdma
+        self._changed = changed
+        self._executor = executor
+        self._look = asyncio.Event()
+
+    def look(self) -> None:
+        """Has the report made anew soon."""
+        self._look.set()
+
+    async def run(self) -> None:
+        """Never returns; cancel it."""
+        await self._nodes.synced.wait()
+        while True:
+            self._look.clear()
+            try:
+                await self._report()
+            except (CsiError, OSError) as error:
+                log.warning("cannot report the node: %s", error)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._look.wait()
+
+    async def _report(self) -> None:
+        node = self._nodes.items.get(self._name)
+        if node is None:
+            with contextlib.suppress(AlreadyExists):
+                await self._objects.create(StorageNode(metadata=ObjectMeta(name=self._name)))
+            return  # the watch brings it
+        if node.metadata.deletion_timestamp:
+            return
+        wanted = {f"{one.namespace}/{one.name}": Path(one.path) for one in node.spec.clusters}
+        loop = asyncio.get_running_loop()
+        before = usable(self._clusters)
+        await loop.run_in_executor(self._executor, self._clusters.set, wanted)
+        served = await loop.run_in_executor(self._executor, cluster_statuses, self._clusters.all())
+        if usable(self._clusters) != before:
+            await self._changed()
+        reached = node_status(node, served, self._daemon(), self._rdma(), now())
+        if not is_same(reached, node.status):
+            await self._objects.apply_status(StorageNode, self._name, reached)
+
+
+def usable(clusters: Clusters) -> set[str]:
+    """The clusters whose data root can be used now."""
+    return {name for name, served in clusters.all().items() if served.backend is not None}
+
+
+def cluster_statuses(clusters: Mapping[str, Served]) -> list[NodeClusterStatus]:
+    """What each cluster has here. Blocks."""
+    return [_cluster_status(name, served) for name, served in sorted(clusters.items())]
+
+
+def _cluster_status(cluster: str, served: Served) -> NodeClusterStatus:
+    namespace, _, name = cluster.partition("/")
+    backend = served.backend
+    status = NodeClusterStatus(
+        namespace=namespace, name=name, path=str(served.path), ready=False, message=served.message
+    )
+    if backend is None:
+        return status
+    try:
+        space = backend.space()
+    except OSError as error:
+        return status.model_copy(update={"message": f"{served.path} cannot be read: {error.strerror}"})
+    return status.model_copy(
+        update={
+            "ready": True,
+            "backend": backend.name,
+            "features": NodeClusterFeatures(**backend.features._asdict()),
+            "capacity_bytes": space.capacity,
+            "available_bytes": space.available,
+            "allocated_bytes": space.allocated,
+            "volumes": space.volumes,
+        }
+    )
+
+
+def node_status(
+    node: StorageNode,
+    clusters: list[NodeClusterStatus],
+    daemon: DaemonState,
+    rdma: RdmaStatus,
+    at: datetime.datetime,
+) -> StorageNodeStatus:
+    """The report, from what was seen. Pure."""
+    failed = [cluster for cluster in clusters if not cluster.ready]
+    if not daemon.healthy:
+        reason, message = "DaemonDown", daemon.message
+    elif failed:
+        reason, message = "ClusterNotReady", f"{failed[0].namespace}/{failed[0].name}: {failed[0].message}"
+    else:
+        reason, message = "Serving", f"serves {len(clusters)} clusters"
+    generation = node.metadata.generation
+    ready = condition(node.status.conditions, "Ready", reason == "Serving", reason, message, generation, at)
+    return StorageNodeStatus(
+        observed_generation=generation,
+        conditions=[ready],
+        driver_version=kube3fs_csi.__version__,
+        daemon=daemon_status(daemon),
+        clusters=clusters,
+        rdma=rdma,
+    )
+
+
+def daemon_status(daemon: DaemonState) -> DaemonStatus:
+    """What is known of usrbiod."""
+    if daemon.hello is None:
+        return DaemonStatus(version="", healthy=False, message=daemon.message)
+    kernel = DaemonKernel.model_validate(daemon.hello["kernel"])
+    return DaemonStatus(
+        version=daemon.hello["version"], healthy=daemon.healthy, message=daemon.message, kernel=kernel
+    )
+
+
+def is_same(one: StorageNodeStatus, other: StorageNodeStatus) -> bool:
+    """Whether a write would tell nothing new: free space that moved a little does not count."""
+    return _coarse(one) == _coarse(other)
+
+
+def _coarse(status: StorageNodeStatus) -> StorageNodeStatus:
+    clusters = [
+        cluster.model_copy(update={"available_bytes": (cluster.available_bytes or 0) // _SAME_SPACE})
+        for cluster in status.clusters
+    ]
+    return status.model_copy(update={"clusters": clusters})

@@ -1,0 +1,111 @@
+"""What the agent writes into the status of volumes and snapshots. Pure functions."""
+
+import datetime
+
+from kube3fs_crds import (
+    CallError,
+    StorageSnapshot,
+    StorageSnapshotStatus,
+    StorageVolume,
+    StorageVolumeStatus,
+    VolumeProgress,
+)
+from kube3fs_csi.agent.conditions import condition, in_words
+from kube3fs_csi.backends.base import Backend, Snapshot
+from kube3fs_csi.serving.errors import CsiError
+
+
+def call_error(error: Exception) -> CallError:
+    """What the waiting CSI call answers."""
+    code = error.code.name if isinstance(error, CsiError) else "INTERNAL"
+    return CallError(code=code, message=str(error))
+
+
+def volume_ready(
+    volume: StorageVolume, backend: Backend, capacity: int, now: datetime.datetime
+) -> StorageVolumeStatus:
+    """The volume is as its spec wants it."""
+    old, generation = volume.status.conditions, volume.metadata.generation
+    enforced = backend.features.quota
+    how = (
+        "the file system holds the volume to its size"
+        if enforced
+        else f"nothing holds the volume to its size: {backend.root} is not btrfs and has no project quotas"
+    )
+    return StorageVolumeStatus(
+        observed_generation=generation,
+        conditions=[
+            condition(old, "Ready", True, "Made", f"the volume is at {backend.root}", generation, now),
+            condition(
+                old, "CapacityEnforced", enforced, "Quota" if enforced else "NoQuota", how, generation, now
+            ),
+        ],
+        capacity_bytes=capacity,
+        size=in_words(capacity),
+        backend=backend.name,
+    )
+
+
+def volume_copying(
+    volume: StorageVolume, done: int, total: int, now: datetime.datetime
+) -> StorageVolumeStatus:
+    """The volume is being filled."""
+    message = f"{in_words(done)} of {in_words(total)} copied"
+    generation = volume.metadata.generation
+    ready = condition(volume.status.conditions, "Ready", False, "Copying", message, generation, now)
+    # observed_generation stays: the waiting call goes on waiting.
+    return volume.status.model_copy(
+        update={
+            "conditions": [ready],
+            "progress": VolumeProgress(done_bytes=done, total_bytes=total),
+            "error": None,
+        }
+    )
+
+
+def volume_failed(volume: StorageVolume, error: Exception, now: datetime.datetime) -> StorageVolumeStatus:
+    """The last attempt failed. A volume that was ready still is, at its old size."""
+    generation, old = volume.metadata.generation, volume.status.conditions
+    made = volume.status.capacity_bytes is not None
+    reason = "NotGrown" if made else "NotMade"
+    if volume.metadata.deletion_timestamp:
+        made, reason = False, "NotDeleted"
+    ready = condition(old, "Ready", made, reason, str(error), generation, now)
+    others = [found for found in old if found.type != "Ready"]
+    return volume.status.model_copy(
+        update={
+            "observed_generation": generation,
+            "conditions": [ready, *others],
+            "error": call_error(error),
+            "progress": None,
+        }
+    )
+
+
+def snapshot_ready(
+    snapshot: StorageSnapshot, taken: Snapshot, now: datetime.datetime
+) -> StorageSnapshotStatus:
+    """The snapshot can be restored."""
+    generation = snapshot.metadata.generation
+    ready = condition(
+        snapshot.status.conditions, "Ready", True, "Taken", "the snapshot is whole", generation, now
+    )
+    return StorageSnapshotStatus(
+        observed_generation=generation,
+        conditions=[ready],
+        ready_to_use=True,
+        creation_time=datetime.datetime.fromtimestamp(taken.created, datetime.UTC).replace(microsecond=0),
+        size_bytes=taken.size,
+    )
+
+
+def snapshot_failed(
+    snapshot: StorageSnapshot, error: Exception, now: datetime.datetime
+) -> StorageSnapshotStatus:
+    """The last attempt failed."""
+    generation = snapshot.metadata.generation
+    reason = "NotDeleted" if snapshot.metadata.deletion_timestamp else "NotTaken"
+    ready = condition(snapshot.status.conditions, "Ready", False, reason, str(error), generation, now)
+    return snapshot.status.model_copy(
+        update={"observed_generation": generation, "conditions": [ready], "error": call_error(error)}
+    )

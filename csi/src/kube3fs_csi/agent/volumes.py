@@ -1,0 +1,152 @@
+"""Carries out the StorageVolumes and StorageSnapshots of this node: make, grow, copy, delete."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from kube3fs_crds import StorageSnapshot, StorageVolume, StorageVolumeStatus, now
+from kube3fs_csi.agent import status
+from kube3fs_csi.backends.base import Backend, Progress, Source
+from kube3fs_csi.kube.informer import Informer
+from kube3fs_csi.kube.objects import Objects
+from kube3fs_csi.names import FINALIZER_NODE
+from kube3fs_csi.node.clusters import Clusters
+from kube3fs_csi.serving.errors import CsiError, Precondition
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_PROGRESS_SECONDS = 2.0
+
+
+class VolumeAgent:
+    """Reconciles objects by name. The data root shows what was done already."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        volumes: Informer[StorageVolume],
+        snapshots: Informer[StorageSnapshot],
+        clusters: Clusters,
+        in_use: Callable[[str], bool],
+        changed: Callable[[], None],
+        executor: ThreadPoolExecutor,
+    ) -> None:
+        """`in_use`: is a volume published here? `changed` is called when room was taken or given back."""
+        self._objects = objects
+        self._volumes = volumes
+        self._snapshots = snapshots
+        self._clusters = clusters
+        self._in_use = in_use
+        self._changed = changed
+        self._executor = executor
+
+    async def volume(self, name: str) -> None:
+        """Makes the volume what its spec says."""
+        volume = self._volumes.items.get(name)
+        if volume is None:
+            return
+        try:
+            if volume.metadata.deletion_timestamp:
+                await self._delete_volume(volume)
+                return
+            reached = await self._make(volume)
+        except (CsiError, OSError) as error:
+            await self._write(volume, status.volume_failed(volume, error, now()))
+            raise
+        await self._write(volume, reached)
+
+    async def snapshot(self, name: str) -> None:
+        """Makes the snapshot what its spec says."""
+        snapshot = self._snapshots.items.get(name)
+        if snapshot is None:
+            return
+        try:
+            if snapshot.metadata.deletion_timestamp:
+                await self._delete_snapshot(snapshot)
+                return
+            backend = self._clusters.backend(str(snapshot.spec.cluster_ref))
+            taken = await self._blocking(backend.snapshot, snapshot.spec.volume_name, name, _ignore)
+        except (CsiError, OSError) as error:
+            failed = status.snapshot_failed(snapshot, error, now())
+            if failed != snapshot.status:
+                await self._objects.apply_status(StorageSnapshot, name, failed)
+            raise
+        reached = status.snapshot_ready(snapshot, taken, now())
+        if reached != snapshot.status:
+            await self._objects.apply_status(StorageSnapshot, name, reached)
+
+    async def empty_trash(self) -> None:
+        """Frees what was deleted, in every data root."""
+        for served in self._clusters.all().values():
+            if served.backend is not None:
+                await self._blocking(served.backend.empty_trash)
+
+    async def _make(self, volume: StorageVolume) -> StorageVolumeStatus:
+        spec, name = volume.spec, volume.metadata.name
+        backend = self._clusters.backend(str(spec.cluster_ref))
+        source = _source(volume)
+        await self._blocking(backend.create, name, spec.capacity_bytes, source, self._progress(volume))
+        if volume.status.capacity_bytes != spec.capacity_bytes:
+            self._changed()
+        return status.volume_ready(volume, backend, spec.capacity_bytes, now())
+
+    async def _delete_volume(self, volume: StorageVolume) -> None:
+        name = volume.metadata.name
+        if self._in_use(name):
+            raise Precondition(f"volume {name} is mounted by a pod on this node; delete the pod first")
+        await self._delete(volume, lambda backend: backend.delete("volume", name))
+
+    async def _delete_snapshot(self, snapshot: StorageSnapshot) -> None:
+        await self._delete(snapshot, lambda backend: backend.delete("snapshot", snapshot.metadata.name))
+
+    async def _delete(self, found: StorageVolume | StorageSnapshot, work: Callable[[Backend], None]) -> None:
+        if FINALIZER_NODE not in found.metadata.finalizers:
+            return
+        backend = self._clusters.backend(str(found.spec.cluster_ref))
+        await self._blocking(work, backend)
+        await self._objects.remove_finalizer(found, FINALIZER_NODE)
+        self._changed()
+        await self._blocking(backend.empty_trash)
+        self._changed()
+
+    async def _write(self, volume: StorageVolume, reached: StorageVolumeStatus) -> None:
+        if reached != volume.status:
+            await self._objects.apply_status(StorageVolume, volume.metadata.name, reached)
+
+    def _progress(self, volume: StorageVolume) -> Progress:
+        """Tells the object how far a copy has come, from the thread that copies."""
+        loop, last = asyncio.get_running_loop(), time.monotonic()
+
+        def tell(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last < _PROGRESS_SECONDS or done >= total:
+                return
+            last = time.monotonic()
+            writing = self._write(volume, status.volume_copying(volume, done, total, now()))
+            try:
+                asyncio.run_coroutine_threadsafe(writing, loop).result(_PROGRESS_SECONDS)
+            except (CsiError, TimeoutError) as error:
+                log.info("progress of %s is not written: %s", volume.metadata.name, error)
+
+        return tell
+
+    async def _blocking(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, lambda: work(*args, **kwargs))
+
+
+def _source(volume: StorageVolume) -> Source | None:
+    source = volume.spec.source
+    if source is None:
+        return None
+    return Source("snapshot", source.snapshot) if source.snapshot else Source("volume", source.volume or "")
+
+
+def _ignore(_done: int, _total: int) -> None:
+    """A snapshot has no progress in its status."""

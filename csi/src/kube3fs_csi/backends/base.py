@@ -1,0 +1,257 @@
+"""The back-end interface, and all of it that does not depend on the file system.
+
+A data root is laid out as
+
+    ROOT/volumes/ID       what usrbiod serves as the volume ID
+    ROOT/snapshots/ID     the snapshot ID; no pod can reach it, nothing writes it again
+    ROOT/work/KIND-ID     something that is being made; renamed to its place when it is whole
+    ROOT/trash/ID.NNNN    something that was deleted; emptied in the background
+
+so that a step that was cut off is either seen as done or started anew. The size of a volume and the time of a
+snapshot are extended attributes of its directory, in the namespace that only the node's root can see.
+
+All methods block; callers run them in a thread. None may be called twice at once for the same id.
+"""
+
+import errno
+import logging
+import os
+import secrets
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from kube3fs_csi.serving.errors import AlreadyExists, CsiError, Exhausted, NotFound, OutOfRange
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["volume", "snapshot"]
+Progress = Callable[[int, int], None]
+"""Told the bytes that were copied and the bytes there are to copy."""
+
+_CAPACITY = "trusted.kube3fs.capacity"
+_CREATED = "trusted.kube3fs.created"
+
+
+class Source(NamedTuple):
+    """What a new volume starts as a copy of."""
+
+    kind: Kind
+    id: str
+
+
+class Features(NamedTuple):
+    """What a data root can do. Without `snapshot` a copy is made file by file, while pods may write."""
+
+    quota: bool
+    reflink: bool
+    snapshot: bool
+
+
+class Usage(NamedTuple):
+    """Bytes and inodes of a volume. `inodes` is how many there are; `inodes_total` 0 means no limit."""
+
+    total: int
+    used: int
+    inodes_total: int
+    inodes: int
+
+
+class Space(NamedTuple):
+    """Bytes of a data root: all, what the file system has left, and what volumes were promised."""
+
+    capacity: int
+    available: int
+    allocated: int
+    volumes: int
+
+    @property
+    def unpromised(self) -> int:
+        """What a new volume may be promised: promises are never larger than the file system."""
+        return max(0, min(self.capacity - self.allocated, self.available))
+
+
+class Snapshot(NamedTuple):
+    """A finished snapshot: when it was made (Unix time) and what a volume restored from it needs at least."""
+
+    created: float
+    size: int
+
+
+class Backend(ABC):
+    """Volumes and snapshots below one directory."""
+
+    name: Literal["btrfs", "directory"]
+
+    def __init__(self, root: Path, features: Features) -> None:
+        self.root = root
+        self.features = features
+
+    def prepare(self) -> None:
+        """Makes the layout, and throws away what was being made when the last process died."""
+        for folder in ("volumes", "snapshots", "work", "trash"):
+            path = self.root / folder
+            path.mkdir(mode=0o700, exist_ok=True)
+        for unfinished in (self.root / "work").iterdir():
+            self._discard(unfinished)
+
+    def path(self, kind: Kind, name: str) -> Path:
+        """Where the volume or snapshot `name` is, if it is."""
+        return self.root / f"{kind}s" / name
+
+    def volumes(self) -> list[str]:
+        """Ids of all volumes."""
+        return sorted(path.name for path in (self.root / "volumes").iterdir())
+
+    def create(self, name: str, capacity: int, source: Source | None, progress: Progress) -> None:
+        """Makes the volume, empty or as a copy of `source`. One that is there already is not made again."""
+        final = self.path("volume", name)
+        if not final.exists():
+            self._check_room(capacity)
+            if source is not None and self._smallest_copy(source) > capacity:
+                raise OutOfRange(
+                    f"a copy of {source.kind} {source.id} needs {self._smallest_copy(source)} bytes, "
+                    f"{capacity} were asked for; ask for at least as much"
+                )
+            work = self._work("volume", name)
+            if source is None:
+                self._make(work)
+                work.chmod(0o755)
+            else:
+                self._copy(self.existing(source.kind, source.id), work, progress)
+            self._finish(work, final, {_CAPACITY: str(capacity)}, capacity)
+        have = self.capacity(name)
+        if have > capacity:
+            raise AlreadyExists(
+                f"volume {name} has {have} bytes already, and volumes cannot shrink to {capacity}"
+            )
+        if have < capacity:
+            self.resize(name, capacity)
+
+    def resize(self, name: str, capacity: int) -> None:
+        """Lets the volume grow to `capacity` bytes. It never shrinks."""
+        path = self.existing("volume", name)
+        have = self.capacity(name)
+        if capacity < have:
+            raise OutOfRange(f"volume {name} has {have} bytes and cannot shrink to {capacity}; ask for more")
+        if capacity > have:
+            self._check_room(capacity - have)
+            self._limit(path, capacity)
+            os.setxattr(path, _CAPACITY, str(capacity).encode())
+
+    def snapshot(self, volume: str, name: str, progress: Progress) -> Snapshot:
+        """Makes the read-only copy `name` of `volume`, or finds it."""
+        final = self.path("snapshot", name)
+        if not final.exists():
+            source = self.existing("volume", volume)
+            work = self._work("snapshot", name)
+            created = time.time()
+            self._copy(source, work, progress)
+            self._finish(work, final, {_CREATED: str(created), _CAPACITY: str(self.capacity(volume))}, None)
+        return Snapshot(float(os.getxattr(final, _CREATED)), int(os.getxattr(final, _CAPACITY)))
+
+    def delete(self, kind: Kind, name: str) -> None:
+        """Takes the volume or snapshot away at once, and frees its space by and by (`empty_trash`)."""
+        try:
+            self.path(kind, name).rename(self.root / "trash" / f"{name}.{secrets.token_hex(4)}")
+        except FileNotFoundError:
+            return
+
+    def empty_trash(self) -> None:
+        """Frees what was deleted. What cannot be removed now stays for the next time."""
+        for path in (self.root / "trash").iterdir():
+            try:
+                self._discard(path)
+            except (OSError, CsiError) as error:
+                log.warning("cannot empty %s yet: %s", path, error)
+
+    def capacity(self, name: str) -> int:
+        """Bytes that the volume was promised."""
+        return int(os.getxattr(self.existing("volume", name), _CAPACITY))
+
+    def space(self) -> Space:
+        """What the data root has, and has promised."""
+        stat = os.statvfs(self.root)
+        volumes = self.volumes()
+        allocated = sum(self._promised(volume) for volume in volumes)
+        return Space(stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize, allocated, len(volumes))
+
+    @abstractmethod
+    def usage(self, name: str) -> Usage:
+        """What the volume has and uses. Looks at the data root, never through the mount."""
+
+    @abstractmethod
+    def _make(self, path: Path) -> None:
+        """Makes an empty volume at `path`."""
+
+    @abstractmethod
+    def _copy(self, source: Path, path: Path, progress: Progress) -> None:
+        """Makes a writable copy of `source` at `path`."""
+
+    @abstractmethod
+    def _limit(self, path: Path, capacity: int) -> None:
+        """Has the file system hold the volume at `path` to `capacity` bytes, where it can."""
+
+    @abstractmethod
+    def _discard(self, path: Path) -> None:
+        """Removes a volume, snapshot or what was to become one."""
+
+    @abstractmethod
+    def _sync(self, path: Path) -> None:
+        """Returns when all of `path` would survive a power cut."""
+
+    def _finish(self, work: Path, final: Path, attributes: dict[str, str], capacity: int | None) -> None:
+        for key, value in attributes.items():
+            os.setxattr(work, key, value.encode())
+        if capacity is not None:
+            self._limit(work, capacity)
+        self._sync(work)
+        work.rename(final)
+        folder = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _work(self, kind: Kind, name: str) -> Path:
+        path = self.root / "work" / f"{kind}-{name}"
+        if path.exists():
+            self._discard(path)
+        return path
+
+    def existing(self, kind: Kind, name: str) -> Path:
+        """Where the volume or snapshot `name` is; NotFound if it is not."""
+        path = self.path(kind, name)
+        if not path.exists():
+            raise NotFound(f"there is no {kind} {name} in {self.root}")
+        return path
+
+    def _smallest_copy(self, source: Source) -> int:
+        return int(os.getxattr(self.existing(source.kind, source.id), _CAPACITY))
+
+    def _promised(self, volume: str) -> int:
+        try:
+            return self.capacity(volume)
+        except (NotFound, OSError) as error:  # deleted meanwhile, or put there by somebody else
+            if isinstance(error, OSError) and error.errno != errno.ENODATA:
+                raise
+            return 0
+
+    def _check_room(self, more: int) -> None:
+        space = self.space()
+        if more > space.unpromised:
+            raise Exhausted(
+                f"{self.root} has {space.unpromised} bytes for new volumes, {more} were asked for; "
+                "ask for less, delete volumes or give the data root a larger file system"
+            )
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a directory tree without ever following a link out of it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,24 @@
+"""Picks the back end for a data root."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kube3fs_csi.backends.base import Backend
+from kube3fs_csi.backends.btrfs import BtrfsBackend, is_btrfs
+from kube3fs_csi.backends.directory import DirectoryBackend
+from kube3fs_csi.serving.errors import Precondition
+
+
+def open_root(root: Path, data_dirs: Sequence[Path]) -> Backend:
+    """The back end of the directory `root`, which is made if need be, below one of `data_dirs`."""
+    if not any(root == folder or folder in root.parents for folder in data_dirs):
+        raise Precondition(
+            f"the node plugin does not see {root}: choose a path below {' or '.join(map(str, data_dirs))}, "
+            "or add its folder to csi.node.dataDirs of the chart"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    if root.resolve() != root:
+        raise Precondition(f"{root} leads through a symbolic link; name the folder {root.resolve()} itself")
+    backend = BtrfsBackend(root) if is_btrfs(root) else DirectoryBackend(root)
+    backend.prepare()
+    return backend

@@ -1,0 +1,1 @@
+"""The controller plugin: CSI calls become StorageVolumes and StorageSnapshots, which nodes carry out."""

@@ -1,0 +1,54 @@
+"""Where a volume goes, from what the nodes report. Pure functions."""
+
+from collections.abc import Iterable, Sequence
+
+from kube3fs_crds import ClusterRef, NodeClusterStatus, StorageNode
+from kube3fs_csi.serving.errors import Exhausted
+
+
+def share_of(node: StorageNode, cluster: ClusterRef) -> NodeClusterStatus | None:
+    """What `node` reports about its share of `cluster`."""
+    for share in node.status.clusters:
+        if (share.namespace, share.name) == (cluster.namespace, cluster.name):
+            return share
+    return None
+
+
+def room(share: NodeClusterStatus) -> int:
+    """Bytes that a new volume may have there: no more is promised than there is."""
+    if not share.ready:
+        return 0
+    capacity, allocated = share.capacity_bytes or 0, share.allocated_bytes or 0
+    return max(0, min(capacity - allocated, share.available_bytes or 0))
+
+
+def choose(nodes: Iterable[StorageNode], cluster: ClusterRef, size: int, allowed: Sequence[str]) -> str:
+    """The first of `allowed` that has room for `size` bytes; without a list, the node with the most room."""
+    shares = {node.metadata.name: share_of(node, cluster) for node in nodes}
+    candidates = list(allowed) or sorted(shares)
+    rooms = {name: room(share) for name in candidates if (share := shares.get(name)) is not None}
+    fitting = [name for name in candidates if rooms.get(name, 0) >= size]
+    if fitting:
+        return fitting[0] if allowed else max(fitting, key=lambda name: rooms[name])
+    raise Exhausted(_why(shares, rooms, candidates, cluster, size))
+
+
+def _why(
+    shares: dict[str, NodeClusterStatus | None],
+    rooms: dict[str, int],
+    candidates: Sequence[str],
+    cluster: ClusterRef,
+    size: int,
+) -> str:
+    where = candidates[0] if len(candidates) == 1 else f"any of {len(candidates)} nodes"
+    if not rooms:
+        return (
+            f"StorageCluster {cluster} is not served on {where}; use a node that its nodeSelector chooses "
+            "(`kubectl get storagenodes` lists them)"
+        )
+    ready = {name: share for name, share in shares.items() if name in rooms and share and share.ready}
+    if not ready:
+        message = next(share.message for name, share in shares.items() if name in rooms and share)
+        return f"StorageCluster {cluster} is not ready on {where}: {message}"
+    most = max(rooms.values())
+    return f"no room for {size} bytes on {where}: at most {most} are left; ask for less or delete volumes"

@@ -1,0 +1,110 @@
+"""A cache of all objects of a kind that follows the API server, and tells who waits for a change."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from kubernetes.aio import client, watch
+from pydantic import ValidationError
+
+from kube3fs_crds import Resource
+from kube3fs_csi.kube.objects import Objects, parse, translated, where
+from kube3fs_csi.serving.errors import CsiError
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Resource)
+
+_WATCH_SECONDS = 300
+_RETRY_SECONDS = 1.0
+
+
+class Informer(Generic[R]):
+    """Objects by name (NAMESPACE/NAME where they have a namespace). `changed` is called with the name."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        kind: type[R],
+        field_selector: str = "",
+        changed: Callable[[str], None] = lambda _name: None,
+    ) -> None:
+        self._objects = objects
+        self._kind = kind
+        self._field_selector = field_selector
+        self._changed = changed
+        self._condition = asyncio.Condition()
+        self.items: dict[str, R] = {}
+        self.synced = asyncio.Event()
+
+    async def run(self) -> None:
+        """Never returns; cancel it."""
+        while True:
+            try:
+                version = await self._list()
+                while True:
+                    version = await self._watch(version)
+            except CsiError as error:
+                log.warning("%s: %s", self._kind.__name__, error)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def wait_for(self, name: str, done: Callable[[R | None], bool], seconds: float) -> R | None:
+        """The object as soon as `done` holds for it (None: it is not there); TimeoutError after `seconds`."""
+        async with asyncio.timeout(seconds), self._condition:
+            await self._condition.wait_for(lambda: done(self.items.get(name)))
+            return self.items.get(name)
+
+    async def _list(self) -> str:
+        page = await self._objects.list(self._kind, self._field_selector)
+        found = {key_of(item): item for item in page.items}
+        names = self.items.keys() | found.keys()
+        self.items = found
+        self.synced.set()
+        for name in names:
+            await self._tell(name)
+        return page.version
+
+    async def _watch(self, version: str) -> str:
+        """Follows the changes after `version` for a while; the version to go on from."""
+        custom = client.CustomObjectsApi(self._objects.api)
+        with translated(f"the watch of {self._kind.__name__}"):
+            async with watch.Watch() as stream:
+                async for event in stream.stream(
+                    custom.list_cluster_custom_object,
+                    *where(self._kind),
+                    field_selector=self._field_selector,
+                    resource_version=version,
+                    timeout_seconds=_WATCH_SECONDS,
+                    allow_watch_bookmarks=True,
+                    _request_timeout=_WATCH_SECONDS + 30,
+                ):
+                    body = event["raw_object"]
+                    version = body["metadata"]["resourceVersion"]
+                    if event["type"] != "BOOKMARK":
+                        await self._event(event["type"], body)
+        return version
+
+    async def _event(self, event: str, body: dict[str, object]) -> None:
+        try:
+            item = parse(self._kind, body)
+        except ValidationError as error:
+            log.error("a %s that cannot be read is left alone: %s", self._kind.__name__, error)
+            return
+        name = key_of(item)
+        if event == "DELETED":
+            self.items.pop(name, None)
+        else:
+            self.items[name] = item
+        await self._tell(name)
+
+    async def _tell(self, name: str) -> None:
+        self._changed(name)
+        async with self._condition:
+            self._condition.notify_all()
+
+
+def key_of(item: Resource) -> str:
+    """NAME, or NAMESPACE/NAME."""
+    namespace = item.metadata.namespace
+    return f"{namespace}/{item.metadata.name}" if namespace else item.metadata.name

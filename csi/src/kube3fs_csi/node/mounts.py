@@ -1,0 +1,139 @@
+"""mount(2) and its kin, and the mount table. Nothing here looks *through* a mount: none can hang it."""
+
+import ctypes
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_REMOUNT, MS_NOATIME, MS_NODIRATIME, MS_BIND, MS_RELATIME = 32, 1024, 2048, 4096, 1 << 21
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+
+FUSE_TYPE = "fuse.hf3fs"
+_FUSE_OPTIONS = "rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other,max_read=1048576"
+"""As client-native/usrbiod/CONTROL.md asks for."""
+
+ALLOWED_OPTIONS = {
+    "noatime": MS_NOATIME,
+    "nodiratime": MS_NODIRATIME,
+    "relatime": MS_RELATIME,
+    "noexec": MS_NOEXEC,
+    "nosuid": MS_NOSUID,
+    "nodev": MS_NODEV,
+    "ro": MS_RDONLY,
+    "rw": 0,
+}
+"""mountOptions that a StorageClass or PersistentVolume may ask for."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+class Mount(NamedTuple):
+    """One line of /proc/self/mountinfo, see proc_pid_mountinfo(5)."""
+
+    path: Path
+    root: str
+    options: frozenset[str]
+    fstype: str
+    source: str
+    super_options: frozenset[str]
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """The mount table in mount order: of several mounts at one path the last is the one that is seen."""
+    return [_parse_line(line) for line in text.splitlines()]
+
+
+def _parse_line(line: str) -> Mount:
+    left, _, right = line.partition(" - ")
+    _id, _parent, _device, root, path, options, *_optional = left.split(" ")
+    fstype, source, super_options = right.split(" ", 2)
+    return Mount(
+        Path(_unescape(path)),
+        _unescape(root),
+        frozenset(options.split(",")),
+        fstype,
+        _unescape(source),
+        frozenset(super_options.split(",")),
+    )
+
+
+def _unescape(field: str) -> str:
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
+
+
+def table() -> list[Mount]:
+    """Every mount of this mount namespace."""
+    return parse_mountinfo(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))
+
+
+def mounts_at(path: Path) -> list[Mount]:
+    """The mounts stacked at `path`, the lowest first."""
+    return [mount for mount in table() if mount.path == path]
+
+
+def mount_of(path: Path) -> Mount:
+    """The mount that `path`, which must exist, lies on."""
+    resolved = path.resolve()
+    under = [mount for mount in table() if mount.path == resolved or mount.path in resolved.parents]
+    return max(reversed(under), key=lambda mount: len(mount.path.parts))
+
+
+def mount_fuse(target: Path, flags: int = 0) -> int:
+    """Mounts a FUSE file system at `target` and returns its open /dev/fuse, which nobody serves yet."""
+    fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        _mount("kube3fs", target, FUSE_TYPE, MS_NOSUID | MS_NODEV | flags, f"fd={fuse},{_FUSE_OPTIONS}")
+    except BaseException:
+        os.close(fuse)
+        raise
+    return fuse
+
+
+def mount_tmpfs(target: Path, options: str) -> None:
+    """Mounts a tmpfs that anybody may use as scratch memory, and nobody for devices or programs."""
+    _mount("kube3fs-shm", target, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, f"mode=1777,{options}")
+
+
+def remount_tmpfs(target: Path, options: str) -> None:
+    """Changes size and huge pages of the tmpfs at `target`."""
+    _mount(
+        "kube3fs-shm", target, "tmpfs", MS_REMOUNT | MS_NOSUID | MS_NODEV | MS_NOEXEC, f"mode=1777,{options}"
+    )
+
+
+def bind(source: Path, target: Path, *, read_only: bool = False) -> None:
+    """Shows `source` at `target` as well."""
+    _mount(str(source), target, "", MS_BIND)
+    if read_only:
+        try:
+            _mount("", target, "", MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV)
+        except OSError:
+            unmount(target)
+            raise
+
+
+def unmount(target: Path) -> None:
+    """Takes away everything mounted at `target`, busy or not. Nothing mounted there is success."""
+    for _ in mounts_at(target):
+        _call(_libc.umount2, os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW)
+
+
+def _mount(source: str, target: Path, fstype: str, flags: int, data: str = "") -> None:
+    _call(
+        _libc.mount,
+        source.encode(),
+        os.fsencode(target),
+        fstype.encode(),
+        ctypes.c_ulong(flags),
+        data.encode() or None,
+    )
+
+
+def _call(function: Callable[..., int], *arguments: object) -> None:
+    if function(*arguments):
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), str(arguments[0]))

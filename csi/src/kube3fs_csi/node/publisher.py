@@ -1,0 +1,200 @@
+"""Publishes volumes at target paths, and takes them away. Every step can be repeated."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from kube3fs_csi.node import mounts
+from kube3fs_csi.node.clusters import Clusters
+from kube3fs_csi.node.group import give_to_group
+from kube3fs_csi.node.sessions import Health, Sessions, close_all
+from kube3fs_csi.node.shm import SharedMemory
+from kube3fs_csi.node.state import Published, Store
+from kube3fs_csi.node.usrbiod import Json
+from kube3fs_csi.serving.errors import AlreadyExists, InvalidArgument
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+WAIT_FOR_DAEMON_SECONDS = 20.0
+_CLUSTER_ID_BYTES = 31  # CONTROL.md, `attach`
+
+
+class Publisher:
+    """What is published on this node. One call at a time for each target; `executor` runs what blocks."""
+
+    def __init__(
+        self,
+        store: Store,
+        sessions: Sessions,
+        clusters: Clusters,
+        shm: SharedMemory,
+        executor: ThreadPoolExecutor,
+    ) -> None:
+        self.store = store
+        self.sessions = sessions
+        self.clusters = clusters
+        self.shm = shm
+        self._executor = executor
+
+    async def blocking(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs `work` in a thread of the executor."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, lambda: work(*args, **kwargs))
+
+    async def publish(self, want: Published) -> None:
+        """Makes the volume appear at its target as asked. It is there already: success, if as asked."""
+        have = self.store.get(want.target)
+        if have is not None and have != want:
+            raise AlreadyExists(
+                f"volume {have.volume_id} is published at {want.target} with other parameters; "
+                "unpublish it first"
+            )
+        if have is not None and await self._is_alive(have):
+            return
+        self._check_pod(want)
+        if have is not None:
+            log.info("volume %s at %s was cut off; starting again", want.volume_id, want.target)
+            await self._take_away(have)
+        self.store.put(want)
+        try:
+            await self._bring(want)
+        except BaseException:
+            await self._take_away(want)
+            if have is None:
+                await self._forget(want)
+            raise
+
+    async def unpublish(self, volume_id: str, target: Path) -> None:
+        """Leaves nothing of the volume at `target`, known or not, but what a StorageVolume keeps."""
+        record = self.store.get(target)
+        if record is None:
+            await self.blocking(clear_target, target)
+            return
+        if record.volume_id != volume_id:
+            raise InvalidArgument(f"{target} belongs to volume {record.volume_id}, not to {volume_id}")
+        await self._take_away(record)
+        await self._forget(record)
+
+    def health(self, record: Published) -> Health:
+        """How a published volume fares. Looks at no mount."""
+        return self.sessions.health(record.session) if record.is_mount_of_ours else Health.SERVED
+
+    def wanted_sessions(self) -> dict[str, Json]:
+        """Configs of the sessions that usrbiod should serve."""
+        return {record.session: config(record) for record in self.store.all() if record.is_mount_of_ours}
+
+    async def adopt(self) -> None:
+        """At start: cleans up what no record knows, and records that a reboot made void.
+
+        As long as the kubelet keeps its folder of a volume it will call again, to publish or to unpublish it.
+        """
+        known = {record.pod.key for record in self.store.all()}
+        for pod_key in self.shm.pods():
+            if pod_key not in known:
+                await self.blocking(self.shm.remove, pod_key)
+        for record in self.store.all():
+            if not record.target.parent.exists():
+                log.info("the kubelet has forgotten %s", record.target)
+                await self._take_away(record)
+                await self._forget(record)
+
+    async def _is_alive(self, record: Published) -> bool:
+        if record.is_mount_of_ours:
+            await self.sessions.wait_up(WAIT_FOR_DAEMON_SECONDS)
+            if self.sessions.health(record.session) is not Health.SERVED:
+                return False
+        return len(await self.blocking(mounts.mounts_at, record.target)) == 1
+
+    def _check_pod(self, want: Published) -> None:
+        if want.kind == "shm":
+            for other in self.store.of_pod(want.pod.key):
+                if other.kind == "shm" and (other.size, other.huge) != (want.size, want.huge):
+                    raise InvalidArgument(
+                        f"the pod has shared memory of {other.size} bytes already, and has one tmpfs; "
+                        "give all its volumes of kind shm the same size and huge"
+                    )
+
+    async def _bring(self, want: Published) -> None:
+        if not want.is_mount_of_ours:
+            await self.blocking(self._bind, want)
+            return
+        await self.sessions.wait_up(WAIT_FOR_DAEMON_SECONDS)
+        fds = await self.blocking(self._mount, want)
+        await self.sessions.attach(config(want), fds)
+
+    def _bind(self, want: Published) -> None:
+        make_target(want.target)
+        if want.kind == "shm":
+            self.shm.show(want.pod.key, want.target, want.size, want.huge)
+        else:
+            assert want.source is not None  # noqa: S101 the service sets it for this kind
+            mounts.bind(want.source, want.target, read_only=True)
+
+    def _mount(self, want: Published) -> dict[str, int]:
+        backend = self.clusters.backend(want.cluster)
+        if want.kind == "scratch":
+            backend.create(want.volume_id, want.size, None, lambda _done, _total: None)
+        backing = backend.existing("volume", want.volume_id)
+        if want.group is not None and not want.read_only:
+            give_to_group(backing, want.group)
+        make_target(want.target)
+        fds: dict[str, int] = {}
+        try:
+            fds["backing"] = os.open(backing, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fds["shm"] = self.shm.open(want.pod.key)
+            read_only = mounts.MS_RDONLY if want.read_only else 0
+            fds["fuse"] = mounts.mount_fuse(want.target, want.mount_flags | read_only)
+        except BaseException:
+            close_all(fds.values())
+            raise
+        return fds
+
+    async def _take_away(self, record: Published) -> None:
+        await self.blocking(clear_target, record.target)
+        if record.is_mount_of_ours:
+            await self.sessions.detach(record.session)
+
+    def _delete_scratch(self, record: Published) -> None:
+        backend = self.clusters.backend(record.cluster)
+        backend.delete("volume", record.volume_id)
+        backend.empty_trash()
+
+    async def _forget(self, record: Published) -> None:
+        if record.kind == "scratch":
+            await self.blocking(self._delete_scratch, record)
+        self.store.remove(record)
+        if not self.store.of_pod(record.pod.key):
+            await self.blocking(self.shm.remove, record.pod.key)
+
+
+def config(record: Published) -> Json:
+    """What usrbiod is asked to serve for `record` (CONTROL.md, `attach`)."""
+    return {
+        "name": record.session,
+        "cluster": record.cluster.encode()[:_CLUSTER_ID_BYTES].decode(errors="ignore"),
+        "mount_point": str(record.target),
+        "read_only": record.read_only,
+    }
+
+
+def make_target(target: Path) -> None:
+    """The directory to mount at. The kubelet makes its parents; a link in its place is refused."""
+    target.mkdir(mode=0o750, parents=True, exist_ok=True)
+    if target.is_symlink() or target.parent.resolve() != target.parent:
+        raise InvalidArgument(f"{target} is or leads through a symbolic link; give the path itself")
+
+
+def clear_target(target: Path) -> None:
+    """Unmounts what is at `target` and removes the directory, as CSI asks for."""
+    mounts.unmount(target)
+    try:
+        target.rmdir()
+    except (FileNotFoundError, NotADirectoryError):
+        return

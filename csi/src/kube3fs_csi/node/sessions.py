@@ -1,0 +1,244 @@
+"""Keeps usrbiod's sessions alive: holds every fd that a successor needs, and hands them over.
+
+`Sessions.run` is one loop: connect, become the keeper, make the daemon's sessions those that are wanted, read
+events until the daemon hangs up, start again. It needs no memory but the fds: what is wanted comes from the
+records on disk, what is served from the daemon.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+from kube3fs_csi.node.usrbiod import GIVE_AT_ONCE, Connection, DaemonError, DaemonGone, Json, Message
+
+log = logging.getLogger(__name__)
+
+PROTOCOL = 1
+_ATTACH_FDS = ("fuse", "backing", "shm")
+_RETRY_SECONDS = 0.2
+
+
+class Health(Enum):
+    """How a session fares."""
+
+    SERVED = "served"
+    WAITING = "usrbiod is away; reads and writes wait for its successor"
+    DEAD = "usrbiod and the node plugin died together: every access fails with ENOTCONN; replace the pod"
+
+
+class DaemonState(NamedTuple):
+    """What is known of the daemon. `hello` is its last answer, which outlives it."""
+
+    healthy: bool
+    message: str
+    hello: Json | None
+
+
+class Sessions:
+    """The sessions of one daemon. For one event loop."""
+
+    def __init__(self, socket: Path, wanted: Callable[[], Mapping[str, Json]]) -> None:
+        """`wanted` answers the config (CONTROL.md, `attach`) of each session that should be, by name."""
+        self._socket = socket
+        self._wanted = wanted
+        self._fds: dict[str, dict[str, int]] = {}
+        self._served: set[str] = set()
+        self._forgotten: set[tuple[str, str]] | None = None
+        self._up = asyncio.Event()
+        self._settled = asyncio.Event()
+        self.daemon = DaemonState(False, "not connected yet", None)
+
+    def health(self, name: str) -> Health:
+        """How the session `name` fares."""
+        if name in self._served and self._up.is_set():
+            return Health.SERVED
+        held = "fuse" in self._fds.get(name, {})
+        return Health.WAITING if held or not self._settled.is_set() else Health.DEAD
+
+    def is_lost(self, name: str) -> bool:
+        """Whether nobody will ever serve the session again, as far as is known now."""
+        return self.health(name) is Health.DEAD
+
+    async def wait_up(self, seconds: float) -> None:
+        """Returns when the daemon answers and serves what is wanted; DaemonGone if it does not in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._up.wait()
+        except TimeoutError as error:
+            raise DaemonGone(self._socket, self.daemon.message) from error
+
+    async def run(self) -> None:
+        """Never returns; cancel it. Fds stay open: whoever cancels it ends the process."""
+        while True:
+            try:
+                async with await Connection.open(self._socket) as keeper:
+                    await self._serve(keeper)
+            except (DaemonGone, DaemonError) as error:
+                if self.daemon.healthy or self.daemon.hello is None:
+                    log.warning("%s", error)
+                self.daemon = DaemonState(False, str(error), self.daemon.hello)
+            finally:
+                self._up.clear()
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def attach(self, config: Json, fds: Mapping[str, int]) -> None:
+        """Has the daemon serve a new mount. Takes the fds, whatever becomes of it."""
+        name = str(config["name"])
+        self._drop(name)
+        for key, fd in fds.items():  # first: a daemon that dies before it answers gets them back
+            self._keep(name, key, fd)
+        try:
+            async with await Connection.open(self._socket) as control:
+                try:
+                    await _attach(control, config, fds, resume=False)
+                except DaemonError as error:
+                    if error.kind != "session-exists":
+                        raise
+                    await _detach(control, name)  # of a mount that was given up before the answer came
+                    await _attach(control, config, fds, resume=False)
+        except BaseException:
+            self._drop(name)
+            raise
+        self._served.add(name)
+
+    async def detach(self, name: str) -> None:
+        """Ends a session whose mount is gone. A daemon that is away does not get it back."""
+        try:
+            async with await Connection.open(self._socket) as control:
+                await _detach(control, name)
+        except DaemonGone as error:
+            log.info("session %s goes without the daemon: %s", name, error)
+        self._drop(name)
+
+    async def _serve(self, keeper: Connection) -> None:
+        await keeper.request("keep")
+        events = asyncio.create_task(self._read_events(keeper))
+        try:
+            synchronise = asyncio.create_task(self._synchronise())
+            try:
+                await asyncio.wait({events, synchronise}, return_when=asyncio.FIRST_COMPLETED)
+                if not events.done():
+                    await synchronise
+                    self._settled.set()
+                    self._up.set()
+            finally:
+                synchronise.cancel()
+                with contextlib.suppress(asyncio.CancelledError, DaemonGone, DaemonError):
+                    await synchronise
+            await events
+        finally:
+            events.cancel()
+            with contextlib.suppress(asyncio.CancelledError, DaemonGone):
+                await events
+
+    async def _read_events(self, keeper: Connection) -> None:
+        while True:
+            message = await keeper.receive()
+            event, name = message.body["event"], message.body.get("session", "")
+            if event == "keep":
+                self._keep(name, message.body["key"], message.fds[0])
+            elif event == "forget":
+                self._forget(name, message.body["key"])
+            elif event == "detached":
+                self._drop(name)
+            else:
+                message.close()
+
+    async def _synchronise(self) -> None:
+        """Makes the daemon's sessions those that are wanted."""
+        async with await Connection.open(self._socket) as control:
+            hello = await control.request("hello")
+            if hello["protocol"] != PROTOCOL:
+                why = f"it speaks protocol {hello['protocol']}, this node plugin {PROTOCOL}: update both"
+                raise DaemonGone(self._socket, why)
+            listed = await _list(control)
+            if any("fuse" not in self._fds.get(name, {}) for name in listed):
+                await self._fetch(control)
+            wanted = self._wanted()
+            self._served = listed & wanted.keys()
+            for name in listed - wanted.keys():
+                log.info("session %s is not wanted any more", name)
+                await _detach(control, name)
+            for name in self._fds.keys() - wanted.keys():
+                self._drop(name)
+            for name, config in wanted.items():
+                if name not in listed and "fuse" in self._fds.get(name, {}):
+                    await self._resume(control, config)
+        self.daemon = DaemonState(True, "", hello)
+        log.info("usrbiod %s serves %d sessions", hello["version"], len(self._served))
+
+    async def _fetch(self, control: Connection) -> None:
+        """Gets back the fds that this process lost when it was restarted."""
+        self._forgotten = set()
+        try:
+            for message in await control.request_all("fds"):
+                name = message.body.get("session", "")
+                for key, fd in zip(message.body.get("keys", ()), message.fds, strict=True):
+                    if (name, key) in self._forgotten:
+                        os.close(fd)
+                    else:
+                        self._keep(name, key, fd)
+        finally:
+            self._forgotten = None
+
+    async def _resume(self, control: Connection, config: Json) -> None:
+        """Gives a restarted daemon a session back."""
+        name = str(config["name"])
+        fds = self._fds[name]
+        kept = [key for key in fds if key not in _ATTACH_FDS]
+        try:
+            for start in range(0, len(kept), GIVE_AT_ONCE):
+                keys = [key for key in kept[start : start + GIVE_AT_ONCE] if key in fds]
+                await control.request("give", [fds[key] for key in keys], session=name, keys=keys)
+            own = {key: fds[key] for key in _ATTACH_FDS if key in fds}
+            await _attach(control, config, own, resume=True)
+        except DaemonError as error:
+            log.error("session %s is lost: %s", name, error)
+            self._drop(name)
+        else:
+            self._served.add(name)
+
+    def _keep(self, name: str, key: str, fd: int) -> None:
+        fds = self._fds.setdefault(name, {})
+        if key in fds:
+            os.close(fds[key])
+        fds[key] = fd
+
+    def _forget(self, name: str, key: str) -> None:
+        if self._forgotten is not None:
+            self._forgotten.add((name, key))
+        fd = self._fds.get(name, {}).pop(key, None)
+        if fd is not None:
+            os.close(fd)
+
+    def _drop(self, name: str) -> None:
+        self._served.discard(name)
+        close_all(self._fds.pop(name, {}).values())
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Closes fds that this process owns."""
+    for fd in fds:
+        os.close(fd)
+
+
+async def _list(control: Connection) -> set[str]:
+    messages: list[Message] = await control.request_all("list")
+    return {session["session"] for message in messages for session in message.body["sessions"]}
+
+
+async def _attach(control: Connection, config: Json, fds: Mapping[str, int], *, resume: bool) -> None:
+    await control.request("attach", [*fds.values()], config=config, fds=list(fds), resume=resume)
+
+
+async def _detach(control: Connection, name: str) -> None:
+    try:
+        await control.request("detach", session=name)
+    except DaemonError as error:
+        if error.kind != "session-unknown":
+            raise

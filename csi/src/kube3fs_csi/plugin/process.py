@@ -1,0 +1,172 @@
+"""The node process: everything of `kube3fs_csi` that runs on a node, put together."""
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from kube3fs_crds import RdmaStatus, StorageNode, StorageSnapshot, StorageVolume
+from kube3fs_csi.agent.node import NodeAgent
+from kube3fs_csi.agent.queue import KeyQueue
+from kube3fs_csi.agent.volumes import VolumeAgent
+from kube3fs_csi.api import csi_pb2_grpc, pluginregistration_pb2_grpc
+from kube3fs_csi.devices import cdi, discovery, sources
+from kube3fs_csi.devices.servicer import RdmaPlugin
+from kube3fs_csi.devices.servicer import run as run_device_plugin
+from kube3fs_csi.kube.informer import Informer
+from kube3fs_csi.kube.objects import Objects, connected
+from kube3fs_csi.node import client_library
+from kube3fs_csi.node.clusters import Clusters
+from kube3fs_csi.node.publisher import Publisher
+from kube3fs_csi.node.sessions import Sessions
+from kube3fs_csi.node.shm import SharedMemory
+from kube3fs_csi.node.state import Store
+from kube3fs_csi.plugin.publish_request import Limits
+from kube3fs_csi.plugin.servicer import Node
+from kube3fs_csi.plugin.servicer_registration import Registration
+from kube3fs_csi.servicer_identity import IdentityServicer
+from kube3fs_csi.serving import health
+from kube3fs_csi.serving.server import serving
+from kube3fs_csi.settings import NodeSettings
+
+log = logging.getLogger(__name__)
+
+_PUBLISH_THREADS, _AGENT_THREADS = 8, 6
+_TRASH_SECONDS = 60.0
+_RDMA_SECONDS = 10.0
+
+
+class NodeProcess:
+    """The parts that everything else hangs on."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        state = settings.state_dir
+        state.mkdir(parents=True, exist_ok=True)
+        self.settings = settings
+        self.clusters = Clusters(state / "clusters.json", settings.data_dirs)
+        if not settings.kubernetes:
+            self.clusters.set(dict(settings.clusters))
+        self.store = Store(state / "published")
+        self.sessions = Sessions(settings.usrbiod, lambda: self.publisher.wanted_sessions())
+        self.publisher = Publisher(
+            self.store,
+            self.sessions,
+            self.clusters,
+            SharedMemory(state / "shm"),
+            ThreadPoolExecutor(_PUBLISH_THREADS, "publish"),
+        )
+        self.agent_threads = ThreadPoolExecutor(_AGENT_THREADS, "agent")
+        self.rdma_status = RdmaStatus(message="not looked for yet")
+        self.rdma_plugin = RdmaPlugin(settings.rdma_shares)
+
+    def limits(self) -> Limits:
+        """What NodePublishVolume may ask for."""
+        source = self.settings.client_source
+        client_dir = None
+        if source is not None:
+            in_use = [record.source for record in self.store.all() if record.source is not None]
+            client_dir = client_library.install(source, self.settings.state_dir / "client", in_use)
+        return Limits(self.settings.kubelet_dir, self.settings.max_shm_bytes, client_dir)
+
+    def is_published(self, volume_id: str) -> bool:
+        """Whether a pod of this node has the volume."""
+        return any(record.volume_id == volume_id for record in self.store.all())
+
+    def not_ready(self) -> str:
+        """Why nothing can be mounted now, or ''."""
+        return self.sessions.daemon.message
+
+
+async def run(settings: NodeSettings) -> None:
+    """Serves until cancelled. Mounts stay."""
+    process = NodeProcess(settings)
+    await process.publisher.adopt()
+    limits = await asyncio.to_thread(process.limits)
+    node = Node(settings.node_name, process.publisher, limits, settings.max_volumes)
+    identity = IdentityServicer(lambda: not process.not_ready())
+    async with asyncio.TaskGroup() as group:
+        group.create_task(process.sessions.run())
+        group.create_task(health.serve(settings.health_port, process.not_ready))
+        if settings.rdma:
+            group.create_task(_watch_rdma(process))
+            group.create_task(run_device_plugin(process.rdma_plugin, settings.kubelet_dir / "device-plugins"))
+        if settings.kubernetes:
+            group.create_task(_run_agent(process))
+        async with serving(
+            settings.endpoint,
+            lambda server: csi_pb2_grpc.add_NodeServicer_to_server(node, server),
+            lambda server: csi_pb2_grpc.add_IdentityServicer_to_server(identity, server),
+        ):
+            registration = Registration(settings.endpoint)
+            async with serving(
+                settings.registration,
+                lambda server: pluginregistration_pb2_grpc.add_RegistrationServicer_to_server(
+                    registration, server
+                ),
+            ):
+                await asyncio.Event().wait()
+
+
+async def _run_agent(process: NodeProcess) -> None:
+    """Carries out what the API server asks of this node."""
+    settings = process.settings
+    async with connected(settings.kubeconfig) as api, asyncio.TaskGroup() as group:
+        objects = Objects(api, "kube3fs-csi-node")
+        mine = f"spec.nodeName={settings.node_name}"
+        volumes = Informer(objects, StorageVolume, mine, lambda name: volume_queue.add(name))
+        snapshots = Informer(objects, StorageSnapshot, mine, lambda name: snapshot_queue.add(name))
+        nodes = Informer(
+            objects, StorageNode, f"metadata.name={settings.node_name}", lambda _name: node.look()
+        )
+        agent = VolumeAgent(
+            objects,
+            volumes,
+            snapshots,
+            process.clusters,
+            process.is_published,
+            lambda: node.look(),
+            process.agent_threads,
+        )
+        volume_queue, snapshot_queue = KeyQueue(agent.volume), KeyQueue(agent.snapshot)
+
+        async def everything() -> None:
+            for name in volumes.items:
+                volume_queue.add(name)
+            for name in snapshots.items:
+                snapshot_queue.add(name)
+
+        node = NodeAgent(
+            settings.node_name,
+            objects,
+            nodes,
+            process.clusters,
+            lambda: process.sessions.daemon,
+            lambda: process.rdma_status,
+            everything,
+            process.agent_threads,
+        )
+        for part in (volumes, snapshots, nodes, volume_queue, snapshot_queue, node):
+            group.create_task(part.run())
+        group.create_task(_empty_trash(agent))
+
+
+async def _empty_trash(agent: VolumeAgent) -> None:
+    while True:
+        await agent.empty_trash()
+        await asyncio.sleep(_TRASH_SECONDS)
+
+
+async def _watch_rdma(process: NodeProcess) -> None:
+    """Looks for RDMA devices again and again: ports go up and down, drivers are loaded late."""
+    settings = process.settings
+    while True:
+        try:
+            raw, trouble = await asyncio.to_thread(sources.read, settings.sysfs)
+            offered = discovery.offered(raw, settings.rdma_devices)
+            await asyncio.to_thread(cdi.write, settings.cdi_dir, offered, Path("/dev"))
+        except (OSError, ValueError) as error:
+            log.warning("cannot look for RDMA devices: %s", error)
+        else:
+            process.rdma_status = discovery.status(offered, len(raw), settings.rdma_devices, trouble)
+            await process.rdma_plugin.set(offered)
+        await asyncio.sleep(_RDMA_SECONDS)

@@ -1,0 +1,170 @@
+"""NodePublishVolume requests, checked once. Pure functions."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from kubernetes.utils.quantity import parse_quantity
+
+from kube3fs_csi import capabilities
+from kube3fs_csi.api import csi_pb2
+from kube3fs_csi.names import (
+    ATTRIBUTE_HUGE,
+    ATTRIBUTE_KIND,
+    ATTRIBUTE_SIZE,
+    PARAMETER_CLUSTER,
+    checked_id,
+    checked_path,
+    is_object_name,
+    parse_cluster,
+)
+from kube3fs_csi.node.mounts import MS_RDONLY
+from kube3fs_csi.node.state import Kind, Pod, Published
+from kube3fs_csi.serving.errors import InvalidArgument, NotFound, OutOfRange
+
+HUGE = ("never", "always", "within_size", "advise")
+"""Values of the tmpfs option huge=, see tmpfs(5)."""
+_POD_UID = "csi.storage.k8s.io/pod.uid"
+_POD_NAME = "csi.storage.k8s.io/pod.name"
+_POD_NAMESPACE = "csi.storage.k8s.io/pod.namespace"
+_EPHEMERAL = "csi.storage.k8s.io/ephemeral"
+_FROM_KUBERNETES = ("csi.storage.k8s.io/", "storage.kubernetes.io/")
+_UID = re.compile(r"[A-Za-z0-9-]{1,64}")
+_ALLOWED = {
+    "filesystem": {PARAMETER_CLUSTER},
+    "shm": {ATTRIBUTE_KIND, ATTRIBUTE_SIZE, ATTRIBUTE_HUGE},
+    "client": {ATTRIBUTE_KIND},
+    "scratch": {ATTRIBUTE_KIND, ATTRIBUTE_SIZE, PARAMETER_CLUSTER},
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What this node allows."""
+
+    kubelet_dir: Path
+    max_shm_bytes: int
+    client_dir: Path | None
+    """The client library, if the node has it."""
+
+
+def parse(request: csi_pb2.NodePublishVolumeRequest, limits: Limits) -> Published:
+    """What is to be published."""
+    volume_id = checked_id(request.volume_id)
+    target = checked_path(request.target_path, limits.kubelet_dir, "target_path")
+    if not request.HasField("volume_capability"):
+        raise InvalidArgument("volume_capability is missing; ask for access type mount and an access mode")
+    capability = request.volume_capability
+    capabilities.check_one(capability)
+    context = dict(request.volume_context)
+    kind = _kind(context)
+    _check_attributes(kind, context)
+    if not is_object_name(volume_id):
+        raise NotFound(f"there is no volume {volume_id}")
+    mode = capability.access_mode.mode
+    flags = capabilities.mount_flags(capability)
+    read_only = (
+        request.readonly or bool(flags & MS_RDONLY) or mode == capability.access_mode.SINGLE_NODE_READER_ONLY
+    )
+    return Published(
+        volume_id=volume_id,
+        target=target,
+        kind=kind,
+        pod=_pod(context, target),
+        read_only=read_only,
+        mount_flags=flags & ~MS_RDONLY,
+        group=_group(capability.mount.volume_mount_group),
+        cluster=_cluster(kind, context),
+        size=_size(kind, context, limits),
+        huge=_huge(context),
+        source=_client(limits) if kind == "client" else None,
+    )
+
+
+def _kind(context: dict[str, str]) -> Kind:
+    inline = context.get(_EPHEMERAL) == "true"
+    kind = context.get(ATTRIBUTE_KIND, "")
+    inline_kinds = [name for name in get_args(Kind) if name != "filesystem"]
+    if not inline:
+        if kind:
+            raise InvalidArgument(
+                f"{ATTRIBUTE_KIND} is for inline volumes; remove it from the PersistentVolume"
+            )
+        return "filesystem"
+    if kind == "shm":
+        return "shm"
+    if kind == "client":
+        return "client"
+    if kind == "scratch":
+        return "scratch"
+    raise InvalidArgument(
+        f"{ATTRIBUTE_KIND} is {kind[:100]!r}; set it in the inline volume to {', '.join(inline_kinds)}"
+    )
+
+
+def _check_attributes(kind: Kind, context: dict[str, str]) -> None:
+    for key in sorted(context):
+        if key not in _ALLOWED[kind] and not key.startswith(_FROM_KUBERNETES):
+            allowed = ", ".join(sorted(_ALLOWED[kind]))
+            raise InvalidArgument(f"a {kind} volume has no attribute {key[:100]!r}, only {allowed}")
+
+
+def _pod(context: dict[str, str], target: Path) -> Pod:
+    uid = context.get(_POD_UID, "")
+    if uid and not _UID.fullmatch(uid):
+        raise InvalidArgument(f"{_POD_UID} is {uid[:100]!r}, which is no uid")
+    # Without podInfoOnMount nothing is known about the pod: the volume shares its memory with no other.
+    key = uid or "target-" + hashlib.sha256(str(target).encode()).hexdigest()[:24]
+    return Pod(key=key, namespace=context.get(_POD_NAMESPACE, ""), name=context.get(_POD_NAME, ""))
+
+
+def _group(group: str) -> int | None:
+    if not group:
+        return None
+    if not group.isascii() or not group.isdecimal() or int(group) >= 2**32 - 1:
+        raise InvalidArgument(f"volume_mount_group is {group[:100]!r}; set fsGroup to the number of a group")
+    return int(group)
+
+
+def _cluster(kind: Kind, context: dict[str, str]) -> str:
+    if kind in ("shm", "client"):
+        return ""
+    namespace, name = parse_cluster(context.get(PARAMETER_CLUSTER, ""))
+    return f"{namespace}/{name}"
+
+
+def _size(kind: Kind, context: dict[str, str], limits: Limits) -> int:
+    if kind in ("filesystem", "client"):
+        return 0
+    text = context.get(ATTRIBUTE_SIZE, "")
+    try:
+        size = int(parse_quantity(text[:64]))
+    except (ValueError, OverflowError) as error:
+        raise InvalidArgument(
+            f"{ATTRIBUTE_SIZE} is {text[:100]!r}; set it to a quantity of bytes such as 8Gi"
+        ) from error
+    if size <= 0:
+        raise InvalidArgument(f"{ATTRIBUTE_SIZE} is {text[:100]!r}; set it to more than 0, such as 8Gi")
+    if kind == "shm" and size > limits.max_shm_bytes:
+        raise OutOfRange(
+            f"{ATTRIBUTE_SIZE} is {text[:100]}, and this node allows {limits.max_shm_bytes} bytes of shared "
+            "memory to a pod; ask for less, or run the pod on a larger node"
+        )
+    return size
+
+
+def _huge(context: dict[str, str]) -> str:
+    huge = context.get(ATTRIBUTE_HUGE, "")
+    if huge and huge not in HUGE:
+        raise InvalidArgument(f"{ATTRIBUTE_HUGE} is {huge[:100]!r}; set it to one of {', '.join(HUGE)}")
+    return huge
+
+
+def _client(limits: Limits) -> Path:
+    if limits.client_dir is None:
+        raise InvalidArgument(
+            "this node has no client library to show; install the chart with csi.node.client.enabled=true"
+        )
+    return limits.client_dir

@@ -1,0 +1,189 @@
+"""The CSI node service."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+
+from kube3fs_csi.api import csi_pb2, csi_pb2_grpc
+from kube3fs_csi.names import TOPOLOGY_KEY, checked_id, checked_path
+from kube3fs_csi.node.publisher import Publisher
+from kube3fs_csi.node.sessions import Health
+from kube3fs_csi.node.state import Published
+from kube3fs_csi.plugin import publish_request
+from kube3fs_csi.plugin.publish_request import Limits
+from kube3fs_csi.serving.errors import InvalidArgument, NotFound, OutOfRange, Precondition
+from kube3fs_csi.serving.locks import KeyLocks
+
+log = logging.getLogger(__name__)
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+T = TypeVar("T")
+
+_Rpc = csi_pb2.NodeServiceCapability.RPC
+CAPABILITIES = (
+    _Rpc.GET_VOLUME_STATS,
+    _Rpc.EXPAND_VOLUME,
+    _Rpc.SINGLE_NODE_MULTI_WRITER,
+    _Rpc.VOLUME_MOUNT_GROUP,
+    _Rpc.GET_VOLUME_HEALTH,
+    _Rpc.GET_STORAGE_HEALTH,
+)
+_HEALTH = {
+    Health.WAITING: (csi_pb2.DEGRADED, "DaemonAway"),
+    Health.DEAD: (csi_pb2.INACCESSIBLE, "MountDead"),
+}
+
+
+class Node(csi_pb2_grpc.NodeServicer):
+    """See the CSI spec for what each call is."""
+
+    def __init__(self, node_id: str, publisher: Publisher, limits: Limits, max_volumes: int) -> None:
+        self._node_id = node_id
+        self._publisher = publisher
+        self._limits = limits
+        self._max_volumes = max_volumes
+        self._locks = KeyLocks()
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def NodeGetCapabilities(
+        self, request: csi_pb2.NodeGetCapabilitiesRequest, context: Context
+    ) -> csi_pb2.NodeGetCapabilitiesResponse:
+        """What this service offers."""
+        return csi_pb2.NodeGetCapabilitiesResponse(
+            capabilities=[
+                csi_pb2.NodeServiceCapability(rpc=_Rpc(type=capability)) for capability in CAPABILITIES
+            ]
+        )
+
+    async def NodeGetInfo(
+        self, request: csi_pb2.NodeGetInfoRequest, context: Context
+    ) -> csi_pb2.NodeGetInfoResponse:
+        """The node's name is its id and its topology."""
+        topology = csi_pb2.Topology(segments={TOPOLOGY_KEY: self._node_id})
+        return csi_pb2.NodeGetInfoResponse(
+            node_id=self._node_id, max_volumes_per_node=self._max_volumes, accessible_topology=topology
+        )
+
+    async def NodePublishVolume(
+        self, request: csi_pb2.NodePublishVolumeRequest, context: Context
+    ) -> csi_pb2.NodePublishVolumeResponse:
+        """Makes a volume appear in a pod."""
+        want = publish_request.parse(request, self._limits)
+        await self._to_the_end(want.volume_id, want.target, lambda: self._publisher.publish(want))
+        return csi_pb2.NodePublishVolumeResponse()
+
+    async def NodeUnpublishVolume(
+        self, request: csi_pb2.NodeUnpublishVolumeRequest, context: Context
+    ) -> csi_pb2.NodeUnpublishVolumeResponse:
+        """Takes a volume away from a pod."""
+        volume_id = checked_id(request.volume_id)
+        target = checked_path(request.target_path, self._limits.kubelet_dir, "target_path")
+        await self._to_the_end(volume_id, target, lambda: self._publisher.unpublish(volume_id, target))
+        return csi_pb2.NodeUnpublishVolumeResponse()
+
+    async def NodeGetVolumeStats(
+        self, request: csi_pb2.NodeGetVolumeStatsRequest, context: Context
+    ) -> csi_pb2.NodeGetVolumeStatsResponse:
+        """Bytes and inodes. Asks the data root, never the mount, which may hang."""
+        record = self._published(request.volume_id, request.volume_path, "volume_path")
+        usage = await self._publisher.blocking(self._usage, record)
+        return csi_pb2.NodeGetVolumeStatsResponse(usage=usage)
+
+    async def NodeExpandVolume(
+        self, request: csi_pb2.NodeExpandVolumeRequest, context: Context
+    ) -> csi_pb2.NodeExpandVolumeResponse:
+        """Confirms that a mounted volume has the size asked for: growing is done where the data lies."""
+        record = self._published(request.volume_id, request.volume_path, "volume_path")
+        if not record.is_mount_of_ours:
+            raise InvalidArgument(f"volume {record.volume_id} is of kind {record.kind}, which cannot grow")
+        required, limit = request.capacity_range.required_bytes, request.capacity_range.limit_bytes
+        backend = self._publisher.clusters.backend(record.cluster)
+        have = await self._publisher.blocking(backend.capacity, record.volume_id)
+        if 0 < limit < have:
+            raise OutOfRange(f"volume {record.volume_id} has {have} bytes and cannot shrink to {limit}")
+        if required > have:
+            raise Precondition(f"volume {record.volume_id} has {have} bytes; ControllerExpandVolume grows it")
+        return csi_pb2.NodeExpandVolumeResponse(capacity_bytes=have)
+
+    async def NodeGetVolumeHealth(
+        self, request: csi_pb2.NodeGetVolumeHealthRequest, context: Context
+    ) -> csi_pb2.NodeGetVolumeHealthResponse:
+        """Whether somebody serves the mount. No entry: it is well."""
+        record = self._published(request.volume_id, request.volume_publish_path, "volume_publish_path")
+        health = self._publisher.health(record)
+        message = csi_pb2.VolumeHealth(volume_id=record.volume_id)
+        if health in _HEALTH:
+            status, reason = _HEALTH[health]
+            message.health_statuses.add(status=status, reason=reason, message=health.value)
+        return csi_pb2.NodeGetVolumeHealthResponse(volume_health=message)
+
+    async def NodeGetStorageHealth(
+        self, request: csi_pb2.NodeGetStorageHealthRequest, context: Context
+    ) -> csi_pb2.NodeGetStorageHealthResponse:
+        """The daemon, and the data root of each cluster. No entry: all is well."""
+        response = csi_pb2.NodeGetStorageHealthResponse()
+        daemon = self._publisher.sessions.daemon
+        if not daemon.healthy:
+            response.backend_health.add(
+                status=csi_pb2.STORAGE_DEGRADED, reason="DaemonAway", message=daemon.message
+            )
+        for name, served in self._publisher.clusters.all().items():
+            if served.backend is None:
+                response.backend_health.add(
+                    status=csi_pb2.STORAGE_UNREACHABLE,
+                    reason="ClusterNotReady",
+                    message=f"StorageCluster {name}: {served.message}",
+                )
+        return response
+
+    def _published(self, volume_id: str, path: str, field: str) -> Published:
+        checked_id(volume_id)
+        target = checked_path(path, self._limits.kubelet_dir, field)
+        record = self._publisher.store.get(target)
+        if record is None or record.volume_id != volume_id:
+            raise NotFound(f"volume {volume_id} is not published at {target}")
+        return record
+
+    def _usage(self, record: Published) -> list[csi_pb2.VolumeUsage]:
+        if record.is_mount_of_ours:
+            used = self._publisher.clusters.backend(record.cluster).usage(record.volume_id)
+            inodes = _usage(csi_pb2.VolumeUsage.INODES, used.inodes_total, used.inodes)
+            return [
+                _usage(csi_pb2.VolumeUsage.BYTES, used.total, used.used),
+                *([inodes] if used.inodes else []),
+            ]
+        stat = os.statvfs(record.target)
+        free_bytes, free_inodes = stat.f_bfree * stat.f_frsize, stat.f_ffree
+        total = stat.f_blocks * stat.f_frsize
+        return [
+            _usage(csi_pb2.VolumeUsage.BYTES, total, total - free_bytes),
+            _usage(csi_pb2.VolumeUsage.INODES, stat.f_files, stat.f_files - free_inodes),
+        ]
+
+    async def _to_the_end(
+        self, volume_id: str, target: Path, work: Callable[[], Coroutine[Any, Any, T]]
+    ) -> T:
+        """Does `work` under the volume's lock, even if the caller gives up: half a mount helps nobody."""
+
+        async def locked() -> T:
+            with self._locks.hold(f"volume {volume_id} at {target}"):
+                return await work()
+
+        task = asyncio.create_task(locked())
+        self._running.add(task)
+        task.add_done_callback(self._done)
+        return await asyncio.shield(task)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.debug("ended with %s", task.exception())
+
+
+def _usage(unit: csi_pb2.VolumeUsage.Unit, total: int, used: int) -> csi_pb2.VolumeUsage:
+    return csi_pb2.VolumeUsage(unit=unit, total=total, used=used, available=max(0, total - used))

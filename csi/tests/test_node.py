@@ -1,0 +1,328 @@
+"""The node half without Kubernetes, with the real usrbiod: volumes at targets, and processes that die."""
+
+import asyncio
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from csikit.daemon import Daemon
+from csikit.waiting import eventually
+from csikit.writer import Writer
+
+from kube3fs_csi.node import mounts
+from kube3fs_csi.node.clusters import Clusters
+from kube3fs_csi.node.publisher import Publisher
+from kube3fs_csi.node.sessions import Health, Sessions
+from kube3fs_csi.node.shm import SharedMemory
+from kube3fs_csi.node.state import Pod, Published, Store
+from kube3fs_csi.node.usrbiod import DaemonGone
+from kube3fs_csi.serving.errors import AlreadyExists, InvalidArgument, NotFound
+
+MIB = 1 << 20
+T = TypeVar("T")
+
+
+class Node:
+    """A folder that stands for a node: data root, kubelet's folder, state. Plugins come and go on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        self.daemon = Daemon(folder)
+
+    def target(self, pod: str, volume: str) -> Path:
+        return self.folder / "kubelet/pods" / pod / "volumes/kubernetes.io~csi" / volume / "mount"
+
+    def want(self, pod: str, volume: str, **more: object) -> Published:
+        fields = {"kind": "filesystem", "cluster": "ns/fast"} | more
+        return Published.model_validate(
+            {"volume_id": volume, "target": self.target(pod, volume), "pod": Pod(key=pod)} | fields
+        )
+
+    @asynccontextmanager
+    async def plugin(self) -> AsyncIterator[Publisher]:
+        """A node plugin. Leaving it is like SIGKILL: nothing is unmounted, the fds are closed."""
+        clusters = Clusters(self.folder / "clusters.json", [self.data])
+        clusters.set({"ns/fast": self.data})
+        store = Store(self.folder / "published")
+        with ThreadPoolExecutor(4) as executor:
+            sessions = Sessions(self.daemon.socket, lambda: publisher.wanted_sessions())
+            publisher = Publisher(store, sessions, clusters, SharedMemory(self.folder / "shm"), executor)
+            await publisher.adopt()
+            running = asyncio.create_task(sessions.run())
+            try:
+                yield publisher
+            finally:
+                running.cancel()
+                with suppress(asyncio.CancelledError):
+                    await running
+                for name in list(sessions._fds):
+                    sessions._drop(name)
+
+    def make_volume(self, publisher: Publisher, name: str) -> Path:
+        backend = publisher.clusters.backend("ns/fast")
+        backend.create(name, 16 * MIB, None, lambda _done, _total: None)
+        return backend.path("volume", name)
+
+    def mounted(self) -> list[Path]:
+        return [mount.path for mount in mounts.table() if self.folder in mount.path.parents]
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    node = Node(tmp_path)
+    node.daemon.start()
+    yield node
+    node.daemon.kill()
+    for path in reversed(node.mounted()):
+        mounts.unmount(path)
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """File access through the mount, with a deadline."""
+    return await asyncio.wait_for(asyncio.to_thread(work), 20)
+
+
+async def test_a_published_volume_is_a_3fs_mount(node: Node) -> None:
+    """A pod writes through a mount of type fuse.hf3fs with 3fs-virt; unpublishing leaves nothing."""
+    async with node.plugin() as publisher:
+        data = node.make_volume(publisher, "v1")
+        want = node.want("pod-a", "v1")
+        await publisher.publish(want)
+        (mount,) = mounts.mounts_at(want.target)
+        assert (mount.fstype, mount.source) == ("fuse.hf3fs", "kube3fs")
+        assert {"nosuid", "nodev"} <= mount.options
+        await in_thread(lambda: (want.target / "file").write_bytes(b"written"))
+        assert (data / "file").read_bytes() == b"written"
+        assert await in_thread((want.target / "3fs-virt").is_dir)
+        await publisher.unpublish("v1", want.target)
+        assert not want.target.exists()
+        assert node.mounted() == []
+        assert publisher.store.all() == []
+        await eventually(lambda: node.daemon.state_files() == [])
+        assert publisher.sessions._fds == {}
+
+
+async def test_republish_adds_no_second_mount(node: Node) -> None:
+    """Publishing again is success and changes nothing; with other parameters it is refused."""
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        want = node.want("pod-a", "v1")
+        for _ in range(2):
+            await publisher.publish(want)
+        assert len(mounts.mounts_at(want.target)) == 1
+        with pytest.raises(AlreadyExists, match="other parameters"):
+            await publisher.publish(node.want("pod-a", "v1", read_only=True))
+        await publisher.unpublish("v1", want.target)
+        await publisher.unpublish("v1", want.target)
+
+
+async def test_a_failed_publish_leaves_nothing(node: Node) -> None:
+    """A volume that is not there is an error, and neither a mount nor a folder nor a record stays behind."""
+    async with node.plugin() as publisher:
+        want = node.want("pod-a", "missing")
+        with pytest.raises(NotFound, match="no volume missing"):
+            await publisher.publish(want)
+        assert not want.target.exists()
+        assert node.mounted() == []
+        assert publisher.store.all() == []
+
+
+async def test_a_read_only_volume_refuses_writes(node: Node) -> None:
+    """A volume published read-only cannot be written."""
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        want = node.want("pod-a", "v1", read_only=True)
+        await publisher.publish(want)
+        with pytest.raises(OSError, match="Read-only"):
+            await in_thread((want.target / "file").touch)
+        await publisher.unpublish("v1", want.target)
+
+
+async def test_a_group_may_write(node: Node) -> None:
+    """The pod's group may write to a new volume and to what is in it, and new files become the group's."""
+    async with node.plugin() as publisher:
+        data = node.make_volume(publisher, "v1")
+        (data / "folder").mkdir(mode=0o700)
+        (data / "folder/old").write_bytes(b"old")
+        (data / "folder/old").chmod(0o600)
+        (data / "link").symlink_to("/etc/passwd")
+        want = node.want("pod-a", "v1", group=4242)
+        await publisher.publish(want)
+        script = "echo new > folder/old && touch folder/own && stat -c %g folder/own"
+        shell = ["setpriv", "--reuid=1000", "--regid=1000", "--groups=4242", "sh", "-c", script]
+        done = await asyncio.to_thread(
+            subprocess.run, shell, cwd=want.target, capture_output=True, text=True, timeout=20, check=True
+        )
+        assert done.stdout == "4242\n"
+        assert Path("/etc/passwd").stat().st_gid == 0
+        await publisher.unpublish("v1", want.target)
+
+
+@pytest.mark.parametrize("order", ["shm first", "shm last"])
+async def test_the_volumes_of_a_pod_share_its_tmpfs_and_nobody_elses(node: Node, order: str) -> None:
+    """Sessions get the tmpfs that the pod sees at /dev/shm, in whichever order the kubelet publishes."""
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        wants = [node.want("pod-a", "v1"), node.want("pod-a", "shm", kind="shm", size=8 * MIB, cluster="")]
+        for want in wants if order == "shm last" else reversed(wants):
+            await publisher.publish(want)
+        other = node.want("pod-b", "v1")
+        await publisher.publish(other)
+        shown = wants[1].target.stat()
+        fds = publisher.sessions._fds
+        assert os.fstat(fds[wants[0].session]["shm"]).st_dev == shown.st_dev
+        assert os.fstat(fds[other.session]["shm"]).st_dev != shown.st_dev
+        size = os.statvfs(wants[1].target)
+        assert size.f_blocks * size.f_frsize == 8 * MIB
+        assert shown.st_mode & 0o7777 == 0o1777
+        (mount,) = mounts.mounts_at(wants[1].target)
+        assert {"nosuid", "nodev", "noexec"} <= mount.options
+        for want in (*wants, other):
+            await publisher.unpublish(want.volume_id, want.target)
+        assert node.mounted() == []
+
+
+async def test_a_pod_has_one_size_of_shared_memory(node: Node) -> None:
+    """A second volume of kind shm shows the same tmpfs, and cannot have another size."""
+    async with node.plugin() as publisher:
+        one, same, other = (
+            node.want("pod-a", name, kind="shm", size=size, cluster="")
+            for name, size in (("one", MIB), ("same", MIB), ("other", 2 * MIB))
+        )
+        await publisher.publish(one)
+        await publisher.publish(same)
+        assert one.target.stat().st_dev == same.target.stat().st_dev
+        with pytest.raises(InvalidArgument, match="same size"):
+            await publisher.publish(other)
+
+
+async def test_huge_pages_are_an_option_of_the_tmpfs(node: Node) -> None:
+    """`huge` reaches the mount."""
+    async with node.plugin() as publisher:
+        want = node.want("pod-a", "shm", kind="shm", size=8 * MIB, huge="within_size", cluster="")
+        await publisher.publish(want)
+        (mount,) = mounts.mounts_at(want.target)
+        assert "huge=within_size" in mount.super_options
+
+
+async def test_the_client_library_is_shown_read_only(node: Node) -> None:
+    """A pod sees the library and cannot write to it."""
+    library = node.folder / "client"
+    library.mkdir()
+    (library / "libusrbio.so").write_bytes(b"\x7fELF")
+    async with node.plugin() as publisher:
+        want = node.want("pod-a", "client", kind="client", source=library, cluster="")
+        await publisher.publish(want)
+        assert (want.target / "libusrbio.so").read_bytes() == b"\x7fELF"
+        with pytest.raises(OSError, match="Read-only"):
+            (want.target / "new").touch()
+        await publisher.unpublish("client", want.target)
+        assert (library / "libusrbio.so").exists()
+
+
+async def test_a_scratch_volume_lives_as_long_as_its_pod(node: Node) -> None:
+    """A scratch volume is made with its pod, survives the plugin, and is deleted with the pod."""
+    want = node.want("pod-a", "csi-1234", kind="scratch", size=8 * MIB)
+    async with node.plugin() as publisher:
+        await publisher.publish(want)
+        await in_thread(lambda: (want.target / "file").write_bytes(b"kept"))
+    async with node.plugin() as publisher:
+        assert await in_thread((want.target / "file").read_bytes) == b"kept"
+        await publisher.unpublish("csi-1234", want.target)
+        assert publisher.clusters.backend("ns/fast").volumes() == []
+        assert list((node.data / "trash").iterdir()) == []
+
+
+async def test_a_killed_daemon_is_replaced_under_open_files(node: Node) -> None:
+    """The plugin hands fds to the next usrbiod: a file that was open reads on, new ones open."""
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        want = node.want("pod-a", "v1")
+        await publisher.publish(want)
+        with Writer(want.target / "file") as pod:
+            for word in "one", "two", "three":
+                await in_thread(lambda word=word: pod.write(word))
+                node.daemon.kill()
+                await eventually(lambda: publisher.health(want) is Health.WAITING)
+                assert not publisher.sessions.daemon.healthy
+                await in_thread(node.daemon.start)
+                await eventually(lambda: publisher.health(want) is Health.SERVED)
+            await in_thread(lambda: pod.write("four"))
+        assert await in_thread((want.target / "file").read_bytes) == b"onetwothreefour"
+
+
+async def test_a_restarted_plugin_gets_the_fds_back(node: Node) -> None:
+    """A new plugin takes the fds from usrbiod, and can then hand them to usrbiod's successor."""
+    want = node.want("pod-a", "v1")
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        await publisher.publish(want)
+    async with node.plugin() as publisher:
+        await eventually(lambda: publisher.health(want) is Health.SERVED)
+        node.daemon.kill()
+        node.daemon.start()
+        await in_thread(lambda: (want.target / "file").write_bytes(b"served"))
+        await publisher.publish(want)
+        assert len(mounts.mounts_at(want.target)) == 1
+
+
+@pytest.mark.parametrize("first", ["plugin", "daemon"])
+async def test_both_killed_at_once(node: Node, first: str) -> None:
+    """Nobody holds the mount: the health says so, access fails with ENOTCONN, and publishing mounts anew."""
+    want = node.want("pod-a", "v1")
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        await publisher.publish(want)
+        if first == "daemon":
+            node.daemon.kill()
+    node.daemon.kill()
+    async with node.plugin() as publisher:
+        node.daemon.start()
+        await eventually(lambda: publisher.health(want) is Health.DEAD)
+        with pytest.raises(OSError, match="not connected"):
+            await in_thread((want.target / "file").stat)
+        await publisher.publish(want)
+        assert publisher.health(want) is Health.SERVED
+        await in_thread((want.target / "file").touch)
+        assert len(mounts.mounts_at(want.target)) == 1
+
+
+async def test_leftovers_of_a_dead_plugin_are_cleaned_up(node: Node) -> None:
+    """A session and a tmpfs that no record knows go away at start, and so does what the kubelet forgot."""
+    want = node.want("pod-a", "v1")
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        await publisher.publish(want)
+        SharedMemory(node.folder / "shm").ensure("pod-gone")
+    for record in (node.folder / "published").iterdir():
+        record.unlink()
+    async with node.plugin() as publisher:
+        await publisher.sessions.wait_up(10)
+        assert node.daemon.state_files() == []
+        await publisher.unpublish("v1", want.target)
+        assert node.mounted() == []
+
+
+async def test_without_a_daemon_publishing_says_so(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that is away is an error that can be retried, and unpublishing works without it."""
+    monkeypatch.setattr("kube3fs_csi.node.publisher.WAIT_FOR_DAEMON_SECONDS", 0.2)
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        want, late = node.want("pod-a", "v1"), node.want("pod-b", "v1")
+        await publisher.publish(want)
+        node.daemon.kill()
+        await eventually(lambda: not publisher.sessions.daemon.healthy)
+        with pytest.raises(DaemonGone, match="retry"):
+            await publisher.publish(late)
+        await publisher.unpublish("v1", want.target)
+        assert node.mounted() == []
+        node.daemon.start()
+        await publisher.sessions.wait_up(10)
+        await publisher.publish(late)
+        await publisher.unpublish("v1", late.target)
