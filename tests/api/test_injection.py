@@ -285,7 +285,7 @@ def test_a_wrong_wish_is_refused_with_what_to_write(namespace: str, wish: Any, m
 
 
 def test_pods_of_a_deployment_are_injected(namespace: str) -> None:
-    """The policy sees pods, whoever makes them; here a ReplicaSet controller's words reach the user as an event."""
+    """The policy sees pods, whoever makes them."""
     template = pod(namespace, kube3fs_shm_size="64Mi")
     spec = {
         "apiVersion": "apps/v1",
