@@ -104,6 +104,10 @@ test-chart: venv ## The chart: generated files, lint, template tests, alert test
 	PATH=$$($(PYTHON) -m tests.cluster build 2>/dev/null)/bin:$$PATH; helm lint --quiet charts/kube3fs; \
 	helm-unittest -f 'tests/**/*_test.yaml' charts/kube3fs; promtool test rules charts/kube3fs/tests/promtool/*.yaml
 
+.PHONY: test-api
+test-api: venv ## Types, policies and the operator as a process, on a real API server; about 10 minutes
+	$(CLUSTER) run -- .venv/bin/pytest tests/api
+
 # ---- a Kubernetes to test on, and the images ---------------------------------------------------------------------
 
 CLUSTER := $(PYTHON) -m tests.cluster

@@ -23,7 +23,7 @@ NODE = NodeKey("node-a")
 Run = Callable[..., Awaitable[list[str]]]
 
 
-class Killed(Exception):  # noqa: N818 - it is not an error
+class Killed(Exception):
     """The process would be gone here."""
 
 
