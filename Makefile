@@ -71,9 +71,12 @@ stubs: venv ## Make the gRPC stubs of csi/ anew from their pinned Go modules (ma
 	.venv/bin/python csi/make_stubs.py
 
 .PHONY: requirements
-requirements: ## Resolve the Python dependencies anew into requirements.txt (needs uv)
+requirements: ## Resolve the Python dependencies anew: requirements.txt, and for the images operator/ and csi/requirements.txt (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -q \
 	  --group dev --no-emit-package kube3fs-crds $(PYTHON_PACKAGES:%=%/pyproject.toml) -o requirements.txt
+	for p in operator csi; do uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header -q --no-emit-package kube3fs-crds -c requirements.txt crds/pyproject.toml \
+	  $$p/pyproject.toml -o $$p/requirements.txt; done
 
 .PHONY: lint-python
 lint-python: venv ## ruff and mypy strict
@@ -100,6 +103,22 @@ test-chart: venv ## The chart: generated files, lint, template tests, alert test
 	.venv/bin/python charts/generate.py charts/kube3fs --check
 	PATH=$$($(PYTHON) -m tests.cluster build)/bin:$$PATH; helm lint --quiet charts/kube3fs; \
 	helm-unittest -f 'tests/**/*_test.yaml' charts/kube3fs; promtool test rules charts/kube3fs/tests/promtool/*.yaml
+
+# ---- a Kubernetes to test on, and the images ---------------------------------------------------------------------
+
+CLUSTER := $(PYTHON) -m tests.cluster
+
+.PHONY: images
+images: venv ## Build the images of this tree; seconds when nothing changed, about 5 minutes the first time
+	$(CLUSTER) images
+
+.PHONY: cluster-up
+cluster-up: images ## Bring a Kubernetes up with the images loaded; the first time compiles it, in about 20 minutes
+	$(CLUSTER) up
+
+.PHONY: cluster-down
+cluster-down: ## End the Kubernetes of cluster-up
+	$(CLUSTER) down
 
 .PHONY: clean
 clean: ## Remove everything that was built

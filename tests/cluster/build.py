@@ -120,7 +120,7 @@ def _compile(build: programs.Build, to: Path) -> None:
             if downloads % 50 == 0:
                 say(f"{downloads} Go modules downloaded")
     if go.returncode:
-        raise ClusterError(f"compiling {_names(build)[0]} failed: {last_line(error)}; {NO_PROXY}")
+        raise ClusterError(f"compiling {_names(build)[0]} failed: {last_line(error)}")
 
 
 def version(module: str, of: str) -> str:
@@ -137,7 +137,7 @@ def _images(to: Path) -> None:
         run(["gcc", "-static", "-O2", "-s", "-o", pause, MODULES / "pause" / "pause.c"], timeout=60)
         write_image(images / "pause.tar", programs.PAUSE, pause)
     for sidecar in programs.SIDECARS:
-        name = f"{programs.SIDECAR_REGISTRY}/{sidecar.program}:{version('tools', sidecar.module)}"
+        name = f"{programs.SIDECAR_REGISTRY}/{sidecar.program}:{version(sidecar.module, sidecar.source)}"
         write_image(images / f"{sidecar.program}.tar", name, to / "bin" / sidecar.program)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from tests.cluster import build, components, host, lifecycle, preflight
+from tests.cluster import build, components, host, images, lifecycle, preflight
 from tests.cluster.shell import ClusterError, say
 from tests.cluster.spec import MAX_NODES, Spec
 
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     command("build", _build, "compile the cluster's programs and the test tools, where this has not been done")
+    command("images", _images, "build the images of this tree, where this has not been done")
     sub = command("run", _run, "bring a cluster up, run a command in it, take everything down")
     _add_cluster_options(sub)
     sub.add_argument("--timeout", type=_seconds, metavar="S", help="kill the command after S seconds (exit code 124)")
@@ -82,6 +83,12 @@ def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
 
 def _build(arguments: argparse.Namespace) -> int:
     print(build.ensure())
+    return 0
+
+
+def _images(arguments: argparse.Namespace) -> int:
+    for image in images.ensure():
+        print(f"{image.name}  {image.archive.stat().st_size >> 20} MB")
     return 0
 
 
@@ -132,14 +139,14 @@ def _spec(arguments: argparse.Namespace, name: str) -> Spec:
     """The cluster that the options ask for, its programs and images built."""
     preflight.check()
     programs = build.ensure()
-    images = sorted(str(path) for path in (programs / "images").glob("*.tar"))
+    archives = [*sorted((programs / "images").glob("*.tar")), *(image.archive for image in images.ensure())]
     return Spec(
         name=name,
         state=str(host.folder(name)),
         programs=str(programs),
         nodes=arguments.nodes,
         feature_gates=arguments.feature_gates,
-        images=(*images, *arguments.image),
+        images=(*map(str, archives), *arguments.image),
     )
 
 

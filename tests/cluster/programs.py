@@ -72,13 +72,14 @@ BUILDS = (
             "helm.sh/helm/v4/cmd/helm",
             "github.com/helm-unittest/helm-unittest/cmd/helm-unittest",
             f"{_CSI}/csi-test/v5/cmd/csi-sanity",
-            f"{_CSI}/external-provisioner/v6/cmd/csi-provisioner",
             f"{_CSI}/external-resizer/v2/cmd/csi-resizer",
             f"{_CSI}/external-snapshotter/v8/cmd/csi-snapshotter",
             f"{_CSI}/external-snapshotter/v8/cmd/snapshot-controller",
         ),
         "bin",
     ),
+    # Does not compile with the client-go of the others.
+    Build("provisioner", (f"{_CSI}/external-provisioner/v6/cmd/csi-provisioner",), "bin"),
 )
 
 
@@ -88,7 +89,9 @@ class Sidecar:
 
     program: str
     module: str
-    """Whose version is the image's tag, in modules/tools."""
+    """Folder below modules/."""
+    source: str
+    """The Go module whose version is the image's tag."""
 
 
 # Holds a pod's namespaces: modules/pause.
@@ -96,10 +99,10 @@ PAUSE = "localhost/pause:1"
 
 SIDECAR_REGISTRY = "registry.k8s.io/sig-storage"
 SIDECARS = (
-    Sidecar("csi-provisioner", f"{_CSI}/external-provisioner/v6"),
-    Sidecar("csi-resizer", f"{_CSI}/external-resizer/v2"),
-    Sidecar("csi-snapshotter", f"{_CSI}/external-snapshotter/v8"),
-    Sidecar("snapshot-controller", f"{_CSI}/external-snapshotter/v8"),
+    Sidecar("csi-provisioner", "provisioner", f"{_CSI}/external-provisioner/v6"),
+    Sidecar("csi-resizer", "tools", f"{_CSI}/external-resizer/v2"),
+    Sidecar("csi-snapshotter", "tools", f"{_CSI}/external-snapshotter/v8"),
+    Sidecar("snapshot-controller", "tools", f"{_CSI}/external-snapshotter/v8"),
 )
 
 # Manifests and .proto files that a pinned module ships: (module folder, Go module, path or pattern in it, where to).

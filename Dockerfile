@@ -1,0 +1,117 @@
+# Every image of kube3fs. `make images` builds all of them; by hand, for one:
+#
+#     docker build --target operator -t ghcr.io/kube3fs/operator .
+#
+# What a machine needs to reach its package registries comes as build secrets, never into an image:
+# pip.conf, cargo.toml (cargo's config.toml) and ca.crt (a bundle of certificates); each may be absent.
+
+ARG DEBIAN=docker.io/library/debian:trixie-slim
+ARG RUST=docker.io/library/rust:1.95-slim-trixie
+
+# ---- Rust: the daemon, and the library for every glibc since 2.28 ------------------------------------------------
+
+FROM ${RUST} AS native-build
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends binutils ca-certificates file python3-venv \
+ && rm -rf /var/lib/apt/lists/*
+WORKDIR /src/client-native
+COPY client-native/build-requirements.txt ./
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca.crt,target=/etc/ssl/certs/ca-certificates.crt \
+    python3 -m venv /opt/zig \
+ && /opt/zig/bin/pip install --quiet --require-hashes -r build-requirements.txt
+COPY client-native/ ./
+COPY tests/bench/native/ ../tests/bench/native/
+# The cache of compiled crates is shared by every tree that is built here, and cargo goes by a file's time: `touch`.
+RUN --mount=type=secret,id=cargo.toml,target=/usr/local/cargo/config.toml \
+    --mount=type=secret,id=ca.crt,target=/etc/ssl/certs/ca-certificates.crt \
+    --mount=type=cache,id=kube3fs-registry,target=/usr/local/cargo/registry \
+    --mount=type=cache,id=kube3fs-target,target=/src/client-native/target \
+    find . -path ./target -prune -o -name '*.rs' -exec touch {} + \
+ && cargo build --release --locked -p usrbiod \
+ && PATH=/opt/zig/bin:$PATH usrbio-capi/build-release.sh /out/opt/usrbio \
+ && install -D target/release/usrbiod /out/usr/local/bin/usrbiod \
+ && strip /out/usr/local/bin/usrbiod
+
+# ---- Python: one virtual environment a service, without pip ------------------------------------------------------
+
+FROM ${DEBIAN} AS python-build
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends ca-certificates python3-venv \
+ && rm -rf /var/lib/apt/lists/* \
+ && python3 -m venv /opt/pip
+
+FROM python-build AS operator-build
+COPY operator/requirements.txt /tmp/
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca.crt,target=/etc/ssl/certs/ca-certificates.crt \
+    python3 -m venv --without-pip /opt/venv \
+ && /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --require-hashes -r /tmp/requirements.txt
+
+FROM python-build AS csi-build
+COPY csi/requirements.txt /tmp/
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca.crt,target=/etc/ssl/certs/ca-certificates.crt \
+    python3 -m venv --without-pip --system-site-packages /opt/venv \
+ && /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --require-hashes -r /tmp/requirements.txt
+
+FROM ${DEBIAN} AS python
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends python3 \
+ && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*
+ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    PYTHONPATH=/opt/kube3fs \
+    PYTHONUNBUFFERED=1
+
+# ---- The images --------------------------------------------------------------------------------------------------
+
+FROM python AS operator
+COPY --from=operator-build /opt/venv /opt/venv
+COPY crds/src/ operator/src/ /opt/kube3fs/
+USER 65532:65532
+ENTRYPOINT ["python3", "-m", "kube3fs_operator"]
+ARG VERSION=dev REVISION=unknown
+LABEL org.opencontainers.image.title="kube3fs operator" \
+      org.opencontainers.image.source="https://github.com/kube3fs/kube3fs" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+# Mounts file systems and makes device files: root, in a privileged container.
+FROM python AS csi
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends btrfs-progs e2fsprogs python3-pyverbs quota \
+ && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*
+COPY --from=csi-build /opt/venv /opt/venv
+COPY crds/src/ csi/src/ /opt/kube3fs/
+ENTRYPOINT ["python3", "-m", "kube3fs_csi"]
+ARG VERSION=dev REVISION=unknown
+LABEL org.opencontainers.image.title="kube3fs CSI driver" \
+      org.opencontainers.image.source="https://github.com/kube3fs/kube3fs" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+# Serves files as whoever asks for them: root, with a few capabilities and not privileged.
+FROM ${DEBIAN} AS usrbiod
+COPY --from=native-build /out/usr/local/bin/usrbiod /usr/local/bin/usrbiod
+ENTRYPOINT ["usrbiod"]
+ARG VERSION=dev REVISION=unknown
+LABEL org.opencontainers.image.title="kube3fs node daemon" \
+      org.opencontainers.image.source="https://github.com/kube3fs/kube3fs" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+# What a training pod gets as /opt/usrbio: library, headers and, once it is here, the Python package's wheel. As an
+# image of its own it is the smallest training pod.
+FROM python AS client
+COPY --from=native-build /out/opt/usrbio /opt/usrbio
+USER 65532:65532
+CMD ["python3"]
+ARG VERSION=dev REVISION=unknown
+LABEL org.opencontainers.image.title="kube3fs client" \
+      org.opencontainers.image.source="https://github.com/kube3fs/kube3fs" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
