@@ -1,7 +1,7 @@
 """usrbiod's seccomp profile: `python3 -m kube3fs_csi.seccomp --folder DIR` writes it to DIR/usrbiod.json.
 
-The profiles of container runtimes refuse io_uring. This one allows what the daemon needs and no more: files, memory,
-threads, sockets and io_uring. No mounting, no tracing, no namespaces, no modules, no keys, no bpf.
+The profiles of container runtimes refuse io_uring. This one allows what the daemon needs and no more: files,
+memory, threads, sockets and io_uring. No mounting, no tracing, no namespaces, no modules, no keys, no bpf.
 """
 
 import argparse
@@ -14,7 +14,8 @@ from kube3fs_csi.node.state import write_atomically
 FILE = "usrbiod.json"
 
 _PROCESS = """
-    execve exit exit_group wait4 waitid getpid getppid gettid tgkill kill pidfd_open pidfd_send_signal pidfd_getfd
+    execve exit exit_group wait4 waitid getpid getppid gettid tgkill kill pidfd_open pidfd_send_signal
+    pidfd_getfd
     rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait rt_sigpending rt_sigsuspend sigaltstack
     clone clone3 set_tid_address set_robust_list get_robust_list rseq membarrier restart_syscall
     prctl arch_prctl prlimit64 getrlimit setrlimit getrusage sysinfo uname getrandom capget capset
@@ -31,8 +32,8 @@ _MEMORY = """
     futex futex_wait futex_wake futex_waitv
 """
 _FILES = """
-    open openat openat2 close close_range creat read write readv writev pread64 pwrite64 preadv pwritev preadv2
-    pwritev2 lseek dup dup2 dup3 fcntl flock ioctl pipe pipe2 splice tee sendfile copy_file_range
+    open openat openat2 close close_range creat read write readv writev pread64 pwrite64 preadv pwritev
+    preadv2 pwritev2 lseek dup dup2 dup3 fcntl flock ioctl pipe pipe2 splice tee sendfile copy_file_range
     stat fstat lstat newfstatat statx statfs fstatfs access faccessat faccessat2 getcwd chdir fchdir
     mkdir mkdirat mknod mknodat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink symlinkat
     readlink readlinkat truncate ftruncate fallocate fadvise64 getdents64 umask
@@ -54,7 +55,7 @@ _NAMESPACE_FLAGS = 0x7E020000
 
 
 def profile() -> dict[str, Any]:
-    """The profile as runtimes take it. clone3 is ENOSYS: its flags cannot be seen, and glibc then uses clone."""
+    """The profile as runtimes take it. clone3 is ENOSYS: its flags cannot be seen; glibc then uses clone."""
     groups = (_PROCESS, _TIME, _MEMORY, _FILES, _EVENTS, _SOCKETS)
     names = sorted({name for group in groups for name in group.split()} - {"clone", "clone3"})
     no_namespaces = {"index": 0, "value": _NAMESPACE_FLAGS, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}
