@@ -4,8 +4,8 @@
     python charts/generate.py charts/kube3fs --check   # exit status 1 when one of them is not up to date
 
 Every key needs a comment above it, which becomes its description. A line `# @schema {...}` in it (YAML in
-one line) adds to the key's JSON schema or overrides what its default says. Unknown keys are refused by the schema:
-a typo ends the installation instead of being ignored.
+one line) adds to the key's JSON schema or overrides what its default says. Unknown keys are refused by the
+schema: a typo ends the installation instead of being ignored.
 """
 
 import argparse
