@@ -154,7 +154,7 @@ class Namespace:
                 raise ExecFailed(argv, code, output)
             return output
         finally:
-            shell.close()
+            shell.sock.shutdown()  # close() leaves a connection open that the other end closed first
 
 
 def restricted_pod(name: str, *command: str, image: str = CLIENT_IMAGE, **spec: Any) -> Manifest:
