@@ -80,7 +80,7 @@ LABEL org.opencontainers.image.title="kube3fs operator" \
 # Mounts file systems and makes device files: root, in a privileged container.
 FROM python AS csi
 RUN apt-get update \
- && apt-get install -y --no-install-recommends python3-pyverbs \
+ && apt-get install -y --no-install-recommends btrfs-progs e2fsprogs python3-pyverbs quota \
  && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*
 COPY --from=csi-build /opt/venv /opt/venv
 COPY crds/src/ csi/src/ /opt/kube3fs/

@@ -1,16 +1,13 @@
 """Compiles the cluster's programs and the test tools, once per set of pins."""
 
-import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from tests.cluster import programs
+from tests.cluster import cache, programs
 from tests.cluster.oci import write_image
 from tests.cluster.paths import CACHE, MODULES
 from tests.cluster.shell import ClusterError, last_line, progress, run, say
@@ -36,50 +33,26 @@ def folder() -> Path:
 
 def ensure() -> Path:
     """The folder of programs; compiles what is missing there. Safe to call from several processes at once."""
-    done = folder()
-    if done.is_dir():
-        return done
-    with alone(done.with_suffix(".lock")):
-        if not done.is_dir():
-            _build(done)
-    return done
+    return cache.made(folder(), _build)
 
 
-@contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """Hold `lock`, so that two builds of one thing wait for each other."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another process builds the same: waiting for it ...")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _build(done: Path) -> None:
-    free = shutil.disk_usage(done.parent).free >> 30
+def _build(to: Path) -> None:
+    free = shutil.disk_usage(to.parent).free >> 30
     if free < 8:
-        raise ClusterError(f"compiling needs 8 GiB of disk and {done.parent} has {free}: free some space")
+        raise ClusterError(f"compiling needs 8 GiB of disk and {CACHE} has {free} free: free some space")
     say("compiling Kubernetes, containerd and the tools: about 20 minutes on 2 cores the first time, then never again")
-    partial = Path(tempfile.mkdtemp(prefix=f"{done.name}.partial-", dir=done.parent))
-    try:
-        install(PACKAGES)
-        for build in programs.BUILDS:
-            with progress(f"compiling {', '.join(_names(build))}"):
-                _compile(build, partial)
-        for name in programs.KUBERNETES_NAMES:
-            (partial / "bin" / name).symlink_to("kubernetes")
-        with progress("images of the sidecars, manifests, promtool"):
-            _images(partial)
-            _files(partial)
-            for package, path in programs.DEBIAN_PROGRAMS:
-                _from_debian(package, path, partial / "bin")
-        partial.rename(done)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    say(f"built into {done}")
+    to.mkdir()
+    install(PACKAGES)
+    for build in programs.BUILDS:
+        with progress(f"compiling {', '.join(_names(build))}"):
+            _compile(build, to)
+    for name in programs.KUBERNETES_NAMES:
+        (to / "bin" / name).symlink_to("kubernetes")
+    with progress("images of the sidecars, manifests, promtool"):
+        _images(to)
+        _files(to)
+        for package, path in programs.DEBIAN_PROGRAMS:
+            _from_debian(package, path, to / "bin")
 
 
 def install(packages: tuple[str, ...]) -> None:

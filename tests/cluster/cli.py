@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from tests.cluster import build, components, host, images, lifecycle, preflight
+from tests.cluster import build, components, host, images, lifecycle, preflight, store
 from tests.cluster.shell import ClusterError, say
 from tests.cluster.spec import MAX_NODES, Spec
 
@@ -77,7 +77,7 @@ def _add_name(parser: argparse.ArgumentParser) -> None:
 def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=_nodes, default=1, metavar="N", help=f"how many kubelets, 1 to {MAX_NODES}")
     parser.add_argument("--feature-gates", type=_gates, default="", metavar="A=true,B=false", help="for every component")
-    parser.add_argument("--image", type=_image, action="append", default=[], help="an OCI archive to load as well")
+    parser.add_argument("--image", type=_image, action="append", default=[], help="an image archive (OCI or docker) to load as well")
     parser.add_argument("--port", type=_port, default=0, help="of the API server on 127.0.0.1 (default: a free one)")
 
 
@@ -140,13 +140,14 @@ def _spec(arguments: argparse.Namespace, name: str) -> Spec:
     preflight.check()
     programs = build.ensure()
     archives = [*sorted((programs / "images").glob("*.tar")), *(image.archive for image in images.ensure())]
+    archives += [Path(path) for path in arguments.image]
     return Spec(
         name=name,
         state=str(host.folder(name)),
         programs=str(programs),
         nodes=arguments.nodes,
         feature_gates=arguments.feature_gates,
-        images=(*map(str, archives), *arguments.image),
+        store=str(store.ensure(programs, archives)),
     )
 
 

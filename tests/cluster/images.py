@@ -19,7 +19,8 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.build import alone, install
+from tests.cluster import cache
+from tests.cluster.build import install
 from tests.cluster.paths import CACHE, REPOSITORY
 from tests.cluster.shell import ClusterError, progress, run, say
 
@@ -60,20 +61,12 @@ def version() -> str:
 
 def ensure() -> list[Image]:
     """Every image of this tree; builds those whose archive is missing."""
-    images = [_image(target) for target in TARGETS]
-    missing = [image for image in images if not image.archive.exists()]
-    if missing:
-        with alone(CACHE / "images" / "lock"):
-            builder = Builder.find()
-            for image in missing:
-                if not image.archive.exists():
-                    _build(builder, image)
+    images = []
+    for target in TARGETS:
+        name = f"{REGISTRY}/{target}:{version()}"
+        archive = CACHE / "images" / f"{target}-{content_key(REPOSITORY, target)}.tar"
+        images.append(Image(target, name, cache.made(archive, lambda path, t=target, n=name: _build(t, n, path))))
     return images
-
-
-def _image(target: str) -> Image:
-    name = f"{REGISTRY}/{target}:{version()}"
-    return Image(target, name, CACHE / "images" / f"{target}-{content_key(REPOSITORY, target)}.tar")
 
 
 def content_key(tree: Path, target: str) -> str:
@@ -95,22 +88,18 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _build(builder: "Builder", image: Image) -> None:
+def _build(target: str, name: str, archive: Path) -> None:
+    builder = Builder.find()
     bases = _bases()
-    for name in bases:
-        if not builder.has(name):
-            builder.fetch_or_make(name, bases)
-    with progress(f"building the image {image.name}"), tempfile.TemporaryDirectory(dir=image.archive.parent) as scratch:
-        arguments = [f"--build-arg=VERSION={version()}", f"--build-arg=REVISION={_revision()}"]
+    for base in bases:
+        if not builder.has(base):
+            builder.fetch_or_make(base, bases)
+    with progress(f"building the image {name}"):
+        arguments = [f"--target={target}", f"--build-arg=VERSION={version()}", f"--build-arg=REVISION={_revision()}"]
         for secret, places in _SECRETS.items():
-            for place in filter(Path.exists, places):
-                arguments.append(f"--secret=id={secret},src={place}")
-                break
-        builder.build(REPOSITORY, image.name, [f"--target={image.target}", *arguments])
-        partial = Path(scratch, "image.tar")
-        builder.save(image.name, partial)
-        partial.rename(image.archive)
-    say(f"{image.name}: {image.archive.stat().st_size >> 20} MB")
+            arguments += [f"--secret=id={secret},src={place}" for place in places if place.exists()][:1]
+        builder.build(REPOSITORY, name, arguments)
+        builder.save(name, archive)
 
 
 def _revision() -> str:

@@ -9,11 +9,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
-from tests.cluster import components
+from tests.cluster import components, store
 from tests.cluster.api import Api
 from tests.cluster.paths import NODE_PLACES
 from tests.cluster.shell import ClusterError, run
@@ -83,38 +82,12 @@ def start(spec: Spec, node: Node, programs: Supervisor) -> None:
     (folder / "cni" / "10-pods.conflist").write_text(components.cni_config(spec, node))
     (folder / "containerd.toml").write_text(components.containerd_config(spec, node))
     (folder / "kubelet.yaml").write_text(components.kubelet_config(spec, node))
+    store.use(Path(spec.store), folder / "containerd")
     programs.start(components.containerd(spec, node))
-    programs.wait("containerd", Path(components.CONTAINERD_SOCKET).exists, 30)
-    loading = Loader(spec)
     api = Api(Path(components.kubeconfig_path(spec, node.name)))
     programs.wait("kube-apiserver", api.ready, 90)
     programs.start(components.kubelet(spec, node))
     programs.start(components.proxy(spec, node))
-    programs.wait("the images", loading.done, 300)
-
-
-class Loader:
-    """Loads the images into containerd while the API server starts."""
-
-    def __init__(self, spec: Spec) -> None:
-        self._spec = spec
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._load, daemon=True)
-        self._thread.start()
-
-    def done(self) -> bool:
-        if self._error:
-            raise self._error
-        return not self._thread.is_alive()
-
-    def _load(self) -> None:
-        # Not unpacked: containerd does that when the first container of an image starts.
-        ctr = [self._spec.bin / "ctr", "--address", components.CONTAINERD_SOCKET, "-n", "k8s.io", "images", "import"]
-        try:
-            for image in self._spec.images:
-                run([*ctr, "--no-unpack", image], timeout=120, advice=f"is {image} an OCI archive?")
-        except ClusterError as error:
-            self._error = error
 
 
 def _up(node: Node) -> None:

@@ -12,13 +12,16 @@ from tests.cluster.spec import Spec
 _DAYS = "365"
 _NAMES = [f"DNS:{name}" for name in ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")]
 _ADDRESSES = [f"IP:{ip}" for ip in ("127.0.0.1", s.FIRST.address, s.API_SERVICE)]
+# RFC 5280 demands these, and Python from 3.13 on (ssl.VERIFY_X509_STRICT) does too.
+_CA = ("-addext", "keyUsage=critical,keyCertSign,cRLSign,digitalSignature")
+_LEAF = "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid"
 
 
 def make(spec: Spec) -> None:
     """Write spec.folder/pki and spec.folder/kubeconfigs: a CA, what it signed, a token for each user."""
     pki = spec.folder / "pki"
     pki.mkdir(mode=0o700)
-    _openssl(pki, "req", "-x509", *_new_key("ca.key"), "-days", _DAYS, "-subj", "/CN=kube3fs", "-out", "ca.crt")
+    _openssl(pki, "req", "-x509", *_new_key("ca.key"), "-days", _DAYS, "-subj", "/CN=kube3fs", *_CA, "-out", "ca.crt")
     names = ",".join([*_NAMES, "DNS:kubernetes.default.svc.cluster.local", *_ADDRESSES])
     _signed(pki, "apiserver", "/CN=kube-apiserver", f"subjectAltName={names}")
     # What the API server shows to kubelets and to extension API servers.
@@ -41,7 +44,7 @@ def _users(spec: Spec, pki: Path) -> None:
 
 def _signed(pki: Path, name: str, subject: str, extension: str) -> None:
     _openssl(pki, "req", *_new_key(f"{name}.key"), "-subj", subject, "-out", f"{name}.csr")
-    (pki / f"{name}.ext").write_text(extension)
+    (pki / f"{name}.ext").write_text(f"{extension}\n{_LEAF}")
     ca = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", _DAYS)
     _openssl(pki, "x509", "-req", "-in", f"{name}.csr", *ca, "-extfile", f"{name}.ext", "-out", f"{name}.crt")
 

@@ -26,8 +26,8 @@ class Spec:
     nodes: int = 1
     feature_gates: str = ""
     """As the components' --feature-gates take it: `A=true,B=false`."""
-    images: tuple[str, ...] = ()
-    """OCI archives that every node loads."""
+    store: str = ""
+    """The folder that `store.ensure` made: the images that every node has."""
 
     @property
     def folder(self) -> Path:
@@ -47,7 +47,7 @@ class Spec:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Spec":
-        return cls(**{**values, "images": tuple(values["images"])})
+        return cls(**values)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,9 @@
-"""Log lines: a sentence and the facts of the call, as text for people or as one JSON object a line."""
+"""Log lines: a sentence, and what `extra={"facts": {…}}` adds; for people, or one JSON object a line."""
 
 import json
 import logging
 import sys
 from typing import Literal
-
-_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
 class _Text(logging.Formatter):
@@ -30,7 +28,7 @@ class _Json(logging.Formatter):
 
 
 def _facts(record: logging.LogRecord) -> dict[str, object]:
-    return {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+    return dict(getattr(record, "facts", {}))
 
 
 def configure(form: Literal["text", "json"], *, verbose: bool) -> None:

@@ -8,7 +8,6 @@ from typing import TypeVar
 from kube3fs_crds import (
     Condition,
     ObjectMeta,
-    Resource,
     StorageCluster,
     StorageNode,
     StorageSnapshot,
@@ -37,7 +36,7 @@ from kube3fs_csi.serving.errors import (
 
 log = logging.getLogger(__name__)
 
-R = TypeVar("R", bound=Resource)
+R = TypeVar("R", StorageVolume, StorageSnapshot)
 
 _POLL_SECONDS = 0.1
 _TAKE_BACK = {Exhausted, OutOfRange, NotFound, InvalidArgument}
@@ -224,7 +223,7 @@ class VolumeService:
         if found is None:
             raise Busy(name)
         if found.status.error:
-            raise BY_CODE.get(found.status.error.code, CsiError)(found.status.error.message)
+            raise _error_of(found)
         return found
 
     async def _wait_snapshot(self, name: str, seconds: float) -> StorageSnapshot:
@@ -238,27 +237,37 @@ class VolumeService:
         if found is None:
             raise Busy(name)
         if found.status.error:
-            raise BY_CODE.get(found.status.error.code, CsiError)(found.status.error.message)
+            raise _error_of(found)
         return found
 
     async def _wait_gone(self, kind: type[R], informer: Informer[R], name: str, seconds: float) -> None:
         try:
             async with asyncio.timeout(seconds):
-                await informer.wait_for(name, lambda now: now is None, seconds)
+                last = await informer.wait_for(name, lambda now: now is None or _refused(now), seconds)
+                if last is not None:
+                    raise _error_of(last)
                 # The cache may have been behind, and no event says when it is not.
                 while await self._objects.get(kind, name):  # noqa: ASYNC110
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError as error:
-            now = informer.items.get(name)
-            failed = now.status.error if isinstance(now, StorageVolume | StorageSnapshot) else None
-            why = failed.message if failed else "its node has not done it yet"
-            raise DeadlineNear(f"{name} is still being deleted: {why}") from error
+            raise DeadlineNear(f"{name} is still being deleted: its node has not done it yet") from error
 
 
 def is_ready(volume: StorageVolume, size: int) -> bool:
     """Whether the node has made the volume, with at least `size` bytes."""
     ready = condition(volume.status.conditions, "Ready")
     return ready is not None and ready.status == "True" and (volume.status.capacity_bytes or 0) >= size
+
+
+def _refused(found: StorageVolume | StorageSnapshot) -> bool:
+    """Whether the node has tried to delete it and could not."""
+    ready = condition(found.status.conditions, "Ready")
+    return ready is not None and ready.reason == "NotDeleted"
+
+
+def _error_of(found: StorageVolume | StorageSnapshot) -> CsiError:
+    error = found.status.error
+    return BY_CODE.get(error.code, CsiError)(error.message) if error else Busy(found.metadata.name)
 
 
 def condition(conditions: Iterable[Condition], kind: str) -> Condition | None:

@@ -103,7 +103,7 @@ def share_ids(device: str, shares: int) -> list[str]:
 def prefer(
     available: Sequence[str], must: Sequence[str], size: int, devices: Sequence[Offered], shares: int
 ) -> list[str]:
-    """Shares for one container: on as many different devices as can be, and on as few NUMA nodes as can be."""
+    """Shares for one container: of as many devices as can be, on as few NUMA nodes as can be."""
     owner = {share: device for device in devices for share in share_ids(device.name, shares)}
     chosen = list(must)
     free = sorted(share for share in available if share in owner and share not in chosen)

@@ -47,7 +47,9 @@ class Informer(Generic[R]):
                     version = await self._watch(version)
             except CsiError as error:
                 log.warning("%s: %s", self._kind.__name__, error)
-                await asyncio.sleep(_RETRY_SECONDS)
+            except Exception:
+                log.exception("following %s failed", self._kind.__name__)
+            await asyncio.sleep(_RETRY_SECONDS)
 
     async def wait_for(self, name: str, done: Callable[[R | None], bool], seconds: float) -> R | None:
         """The object as soon as `done` holds for it (None: it is not there); TimeoutError after `seconds`."""

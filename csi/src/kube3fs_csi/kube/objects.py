@@ -1,11 +1,11 @@
 """Reads and writes objects of our kinds."""
 
-import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple, TypeVar
 
+import aiohttp
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
@@ -135,7 +135,7 @@ def translated(what: str) -> Any:
         if error.status in (400, 422):
             raise InvalidArgument(f"the API server refused {what}: {words}") from error
         raise Unavailable(f"the API server refused {what}: {words}; retry") from error
-    except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+    except (OSError, TimeoutError, aiohttp.ClientError) as error:
         raise Unavailable(
             f"the API server does not answer ({error or type(error).__name__}); retry"
         ) from error

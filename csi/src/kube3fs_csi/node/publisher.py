@@ -15,7 +15,7 @@ from kube3fs_csi.node.sessions import Health, Sessions, close_all
 from kube3fs_csi.node.shm import SharedMemory
 from kube3fs_csi.node.state import Published, Store
 from kube3fs_csi.node.usrbiod import Json
-from kube3fs_csi.serving.errors import AlreadyExists, InvalidArgument
+from kube3fs_csi.serving.errors import AlreadyExists, InvalidArgument, Precondition
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ class Publisher:
         shm: SharedMemory,
         executor: ThreadPoolExecutor,
     ) -> None:
+        self.unpublished: Callable[[str], None] = lambda _volume_id: None
+        """Told the id of a volume that a pod has no more."""
         self.store = store
         self.sessions = sessions
         self.clusters = clusters
@@ -58,7 +60,7 @@ class Publisher:
             )
         if have is not None and await self._is_alive(have):
             return
-        self._check_pod(want)
+        self._check_others(want)
         if have is not None:
             log.info("volume %s at %s was cut off; starting again", want.volume_id, want.target)
             await self._take_away(have)
@@ -112,7 +114,13 @@ class Publisher:
                 return False
         return len(await self.blocking(mounts.mounts_at, record.target)) == 1
 
-    def _check_pod(self, want: Published) -> None:
+    def _check_others(self, want: Published) -> None:
+        for other in self.store.all():
+            is_second = other.volume_id == want.volume_id and other.target != want.target
+            if is_second and (want.exclusive or other.exclusive):
+                raise Precondition(
+                    f"volume {want.volume_id} is ReadWriteOncePod and has a pod already; delete that first"
+                )
         if want.kind == "shm":
             for other in self.store.of_pod(want.pod.key):
                 if other.kind == "shm" and (other.size, other.huge) != (want.size, want.huge):
@@ -170,6 +178,7 @@ class Publisher:
         if record.kind == "scratch":
             await self.blocking(self._delete_scratch, record)
         self.store.remove(record)
+        self.unpublished(record.volume_id)
         if not self.store.of_pod(record.pod.key):
             await self.blocking(self.shm.remove, record.pod.key)
 

@@ -41,6 +41,8 @@ class Published(BaseModel):
     kind: Kind
     pod: Pod
     read_only: bool = False
+    exclusive: bool = False
+    """No other target may have the volume meanwhile (ReadWriteOncePod)."""
     mount_flags: int = 0
     """Flags of mount(2) besides those that every mount has."""
     group: int | None = None

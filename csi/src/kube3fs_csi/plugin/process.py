@@ -145,6 +145,7 @@ async def _run_agent(process: NodeProcess) -> None:
             everything,
             process.agent_threads,
         )
+        process.publisher.unpublished = volume_queue.add
         for part in (volumes, snapshots, nodes, volume_queue, snapshot_queue, node):
             group.create_task(part.run())
         group.create_task(_empty_trash(agent))

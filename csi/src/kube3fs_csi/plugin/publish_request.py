@@ -74,6 +74,7 @@ def parse(request: csi_pb2.NodePublishVolumeRequest, limits: Limits) -> Publishe
         kind=kind,
         pod=_pod(context, target),
         read_only=read_only,
+        exclusive=mode == capability.access_mode.SINGLE_NODE_SINGLE_WRITER,
         mount_flags=flags & ~MS_RDONLY,
         group=_group(capability.mount.volume_mount_group),
         cluster=_cluster(kind, context),

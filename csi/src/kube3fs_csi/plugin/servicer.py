@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 
 from kube3fs_csi.api import csi_pb2, csi_pb2_grpc
-from kube3fs_csi.names import TOPOLOGY_KEY, checked_id, checked_path
+from kube3fs_csi.names import MAX_PATH_BYTES, TOPOLOGY_KEY, checked_id, checked_path
 from kube3fs_csi.node.publisher import Publisher
 from kube3fs_csi.node.sessions import Health
 from kube3fs_csi.node.state import Published
@@ -90,7 +90,7 @@ class Node(csi_pb2_grpc.NodeServicer):
         self, request: csi_pb2.NodeGetVolumeStatsRequest, context: Context
     ) -> csi_pb2.NodeGetVolumeStatsResponse:
         """Bytes and inodes. Asks the data root, never the mount, which may hang."""
-        record = self._published(request.volume_id, request.volume_path, "volume_path")
+        record = self._published(request.volume_id, request.volume_path)
         usage = await self._publisher.blocking(self._usage, record)
         return csi_pb2.NodeGetVolumeStatsResponse(usage=usage)
 
@@ -98,7 +98,7 @@ class Node(csi_pb2_grpc.NodeServicer):
         self, request: csi_pb2.NodeExpandVolumeRequest, context: Context
     ) -> csi_pb2.NodeExpandVolumeResponse:
         """Confirms that a mounted volume has the size asked for: growing is done where the data lies."""
-        record = self._published(request.volume_id, request.volume_path, "volume_path")
+        record = self._published(request.volume_id, request.volume_path)
         if not record.is_mount_of_ours:
             raise InvalidArgument(f"volume {record.volume_id} is of kind {record.kind}, which cannot grow")
         required, limit = request.capacity_range.required_bytes, request.capacity_range.limit_bytes
@@ -114,10 +114,16 @@ class Node(csi_pb2_grpc.NodeServicer):
         self, request: csi_pb2.NodeGetVolumeHealthRequest, context: Context
     ) -> csi_pb2.NodeGetVolumeHealthResponse:
         """Whether somebody serves the mount. No entry: it is well."""
-        record = self._published(request.volume_id, request.volume_publish_path, "volume_publish_path")
-        health = self._publisher.health(record)
-        message = csi_pb2.VolumeHealth(volume_id=record.volume_id)
-        if health in _HEALTH:
+        volume_id, path = checked_id(request.volume_id), request.volume_publish_path
+        records = [
+            record
+            for record in self._publisher.store.all()
+            if record.volume_id == volume_id and path in ("", str(record.target))
+        ]
+        if not records:
+            raise NotFound(f"volume {volume_id} is not published at {path or 'any target'}")
+        message = csi_pb2.VolumeHealth(volume_id=volume_id)
+        for health in {self._publisher.health(record) for record in records} & _HEALTH.keys():
             status, reason = _HEALTH[health]
             message.health_statuses.add(status=status, reason=reason, message=health.value)
         return csi_pb2.NodeGetVolumeHealthResponse(volume_health=message)
@@ -141,12 +147,13 @@ class Node(csi_pb2_grpc.NodeServicer):
                 )
         return response
 
-    def _published(self, volume_id: str, path: str, field: str) -> Published:
+    def _published(self, volume_id: str, path: str) -> Published:
         checked_id(volume_id)
-        target = checked_path(path, self._limits.kubelet_dir, field)
-        record = self._publisher.store.get(target)
+        if not path:
+            raise InvalidArgument("volume_path is empty; set it to the target_path of the volume")
+        record = self._publisher.store.get(Path(path))
         if record is None or record.volume_id != volume_id:
-            raise NotFound(f"volume {volume_id} is not published at {target}")
+            raise NotFound(f"volume {volume_id} is not published at {path[:MAX_PATH_BYTES]}")
         return record
 
     def _usage(self, record: Published) -> list[csi_pb2.VolumeUsage]:

@@ -40,9 +40,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
+    ) -> "Handler | None":
         """See grpc.aio.ServerInterceptor."""
         handler = await continuation(handler_call_details)
         if handler is None or handler.unary_unary is None:
@@ -56,7 +56,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _wrap(self, method: str, call: Call) -> Call:
         async def wrapped(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            about = {"request": next(self._ids), "method": method} | facts(request)
+            about = {"request": next(self._ids)} | facts_of(request)
             start = time.monotonic()
             code, sentence = grpc.StatusCode.OK, ""
             try:
@@ -69,10 +69,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 code = grpc.StatusCode.CANCELLED
                 raise
             except OSError as error:
-                log.exception("%s failed", method, extra=about)
+                log.exception("%s failed", method, extra={"facts": about})
                 code, sentence = grpc.StatusCode.INTERNAL, f"{method}: {error.strerror or error}"
             except Exception:
-                log.exception("%s failed", method, extra=about)
+                log.exception("%s failed", method, extra={"facts": about})
                 code = grpc.StatusCode.INTERNAL
                 sentence = f"{method} met a defect of the driver; see request {about['request']} in its log"
             finally:
@@ -81,13 +81,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 failed = code is not grpc.StatusCode.OK
                 level = logging.WARNING if failed else logging.DEBUG if method in _QUIET else logging.INFO
                 told = f"{code.name}: {sentence}" if failed else code.name
-                log.log(level, "%s: %s", method, told, extra=about | {"ms": round(seconds * 1000, 1)})
+                facts = about | {"ms": round(seconds * 1000, 1)}
+                log.log(level, "%s: %s", method, told, extra={"facts": facts})
             return await context.abort(code, sentence)
 
         return wrapped
 
 
-def facts(request: Message) -> dict[str, str]:
+def facts_of(request: Message) -> dict[str, Any]:
     """What a log line may say of `request`: ids, paths and the pod; never secrets, and no other field."""
     found = {}
     for field in ("volume_id", "snapshot_id", "source_volume_id", "name", "target_path"):

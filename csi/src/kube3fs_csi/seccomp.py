@@ -1,0 +1,87 @@
+"""usrbiod's seccomp profile: `python3 -m kube3fs_csi.seccomp --folder DIR` writes it to DIR/usrbiod.json.
+
+The profiles of container runtimes refuse io_uring. This one allows what the daemon needs and no more: files,
+memory, threads, sockets and io_uring. No mounting, no tracing, no namespaces, no modules, no keys, no bpf.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from kube3fs_csi.node.state import write_atomically
+
+FILE = "usrbiod.json"
+
+_PROCESS = """
+    execve exit exit_group wait4 waitid getpid getppid gettid tgkill kill pidfd_open pidfd_send_signal
+    pidfd_getfd
+    rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait rt_sigpending rt_sigsuspend sigaltstack
+    clone clone3 set_tid_address set_robust_list get_robust_list rseq membarrier restart_syscall
+    prctl arch_prctl prlimit64 getrlimit setrlimit getrusage sysinfo uname getrandom capget capset
+    sched_yield sched_getaffinity sched_setaffinity sched_getparam sched_getscheduler getcpu getpriority
+    getuid geteuid getgid getegid getgroups getresuid getresgid
+    setuid setgid setgroups setfsuid setfsgid setresuid setresgid
+"""
+_TIME = """
+    clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time
+    timerfd_create timerfd_settime timerfd_gettime eventfd2 signalfd4
+"""
+_MEMORY = """
+    brk mmap munmap mremap mprotect madvise mincore mlock mlock2 munlock msync memfd_create
+    futex futex_wait futex_wake futex_waitv
+"""
+_FILES = """
+    open openat openat2 close close_range creat read write readv writev pread64 pwrite64 preadv pwritev
+    preadv2 pwritev2 lseek dup dup2 dup3 fcntl flock ioctl pipe pipe2 splice tee sendfile copy_file_range
+    stat fstat lstat newfstatat statx statfs fstatfs access faccessat faccessat2 getcwd chdir fchdir
+    mkdir mkdirat mknod mknodat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink symlinkat
+    readlink readlinkat truncate ftruncate fallocate fadvise64 getdents64 umask
+    chmod fchmod fchmodat fchmodat2 chown fchown fchownat lchown utimensat utimes
+    getxattr lgetxattr fgetxattr setxattr lsetxattr fsetxattr listxattr llistxattr flistxattr removexattr
+    lremovexattr fremovexattr getxattrat setxattrat listxattrat removexattrat
+    fsync fdatasync sync_file_range syncfs name_to_handle_at open_by_handle_at
+"""
+_EVENTS = """
+    epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 poll ppoll select pselect6
+    inotify_init1 inotify_add_watch inotify_rm_watch io_uring_setup io_uring_enter io_uring_register
+"""
+_SOCKETS = """
+    socket socketpair bind listen accept accept4 connect getsockname getpeername getsockopt setsockopt
+    sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg shutdown
+"""
+_NAMESPACE_FLAGS = 0x7E020000
+"""CLONE_NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET and NEWNS of clone(2)."""
+
+
+def profile() -> dict[str, Any]:
+    """The profile as runtimes take it. clone3 is ENOSYS: its flags cannot be seen; glibc then uses clone."""
+    groups = (_PROCESS, _TIME, _MEMORY, _FILES, _EVENTS, _SOCKETS)
+    names = sorted({name for group in groups for name in group.split()} - {"clone", "clone3"})
+    no_namespaces = {"index": 0, "value": _NAMESPACE_FLAGS, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}
+    return {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": 1,
+        "archMap": [
+            {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": []},
+            {"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": []},
+        ],
+        "syscalls": [
+            {"names": names, "action": "SCMP_ACT_ALLOW"},
+            {"names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": [no_namespaces]},
+            {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
+        ],
+    }
+
+
+def main() -> None:
+    """Writes the profile."""
+    parser = argparse.ArgumentParser(prog="python3 -m kube3fs_csi.seccomp", description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True, help="where the kubelet looks for profiles")
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / FILE, json.dumps(profile(), indent=1).encode(), sync=False)
+
+
+if __name__ == "__main__":
+    main()

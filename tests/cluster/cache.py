@@ -1,0 +1,50 @@
+"""Keeping what is expensive to make: one process makes it, everybody uses it, the oldest goes."""
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.cluster.shell import say
+
+_KEEP = 8
+_DAY = 24 * 3600
+
+
+def made(path: Path, make: Callable[[Path], None]) -> Path:
+    """`path`, after `make` has made it where it was not there: in another place, so that it is there whole or not."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(path.parent / "lock"):
+            if not path.exists():
+                with tempfile.TemporaryDirectory(prefix=f"{path.name}.partial-", dir=path.parent) as scratch:
+                    partial = Path(scratch, path.name)
+                    make(partial)
+                    partial.rename(path)
+            _prune(path.parent, path.suffix)
+    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # accessed now
+    return path
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold `lock`, so that two processes that make one thing wait for each other."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another process makes what is needed here: waiting for it ...")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _prune(folder: Path, suffix: str) -> None:
+    """Remove what has not been used for a day, but for the newest few."""
+    entries = [path for path in folder.iterdir() if path.suffix == suffix and path.name != "lock"]
+    for path in sorted(entries, key=lambda p: p.stat().st_atime, reverse=True)[_KEEP:]:
+        if time.time() - path.stat().st_atime > _DAY:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,58 @@
+"""Fixtures of every end-to-end test: the cluster, a namespace of one's own, a report of the cluster on failure."""
+
+import os
+import uuid
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+
+import pytest
+from kubernetes import client, config
+from tests.e2e.kube import Cluster, Namespace, wait_for
+from tests.e2e.report import report
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """The cluster that `python3 -m tests.cluster run` made: never one that happens to be in somebody's KUBECONFIG."""
+    if "KUBE3FS_CLUSTER" not in os.environ:
+        pytest.exit("these tests run in a cluster of their own: `make test-cluster`, see CONTRIBUTING.md", 4)
+    with config.new_client_from_config(os.environ["KUBECONFIG"]) as api:
+        yield Cluster(api)
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Iterator[Namespace]:
+    """A namespace of the test's own, under the *restricted* Pod Security level."""
+    with _namespace(cluster, "restricted") as namespace:
+        yield namespace
+
+
+@pytest.fixture
+def system_namespace(cluster: Cluster) -> Iterator[Namespace]:
+    """A namespace of the test's own in which privileged pods may run."""
+    with _namespace(cluster, "privileged") as namespace:
+        yield namespace
+
+
+@contextmanager
+def _namespace(cluster: Cluster, level: str) -> Iterator[Namespace]:
+    """A new namespace with a Pod Security level; deleted afterwards, without waiting."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    labels = {"pod-security.kubernetes.io/enforce": level}
+    cluster.core.create_namespace(client.V1Namespace(metadata=client.V1ObjectMeta(name=name, labels=labels)))
+    try:
+        wait_for("the namespace's service account", lambda: cluster.core.read_namespaced_service_account("default", name))
+        yield Namespace(cluster, name)
+    finally:
+        cluster.core.delete_namespace(name)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add what the cluster looks like to the report of a test that failed."""
+    outcome = yield
+    fixtures = getattr(item, "funcargs", {}).values()
+    cluster = next((f.cluster if isinstance(f, Namespace) else f for f in fixtures if isinstance(f, Cluster | Namespace)), None)
+    if outcome.failed and outcome.when != "teardown" and cluster is not None:
+        outcome.sections.append(("the cluster", report(cluster)))
+    return outcome
