@@ -45,13 +45,16 @@ class Node:
         )
 
     @asynccontextmanager
-    async def plugin(self) -> AsyncIterator[Publisher]:
+    async def plugin(
+        self, daemon: Daemon | None = None, superseded: Callable[[], bool] = lambda: False
+    ) -> AsyncIterator[Publisher]:
         """A node plugin. Leaving it is like SIGKILL: nothing is unmounted, the fds are closed."""
         clusters = Clusters(self.folder / "clusters.json", [self.data])
         clusters.set({"ns/fast": self.data})
         store = Store(self.folder / "published")
         with ThreadPoolExecutor(4) as executor:
-            sessions = Sessions(self.daemon.socket, lambda: publisher.wanted_sessions())
+            socket = (daemon or self.daemon).socket
+            sessions = Sessions(socket, lambda: publisher.wanted_sessions(), superseded)
             publisher = Publisher(store, sessions, clusters, SharedMemory(self.folder / "shm"), executor)
             await publisher.adopt()
             running = asyncio.create_task(sessions.run())
@@ -291,6 +294,28 @@ async def test_both_killed_at_once(node: Node, first: str) -> None:
         assert publisher.health(want) is Health.SERVED
         await in_thread((want.target / "file").touch)
         assert len(mounts.mounts_at(want.target)) == 1
+
+
+async def test_an_upgrade_hands_over_to_the_successors(node: Node) -> None:
+    """A new plugin with a new usrbiod drains the old one and serves its mounts; the old plugin keeps out of it."""
+    want, late = node.want("pod-a", "v1"), node.want("pod-b", "v1")
+    successor = Daemon(node.folder, "successor")
+    over = False
+    async with node.plugin(superseded=lambda: over) as old:
+        node.make_volume(old, "v1")
+        await old.publish(want)
+        with Writer(want.target / "file") as pod:
+            await in_thread(lambda: pod.write("before"))
+            await in_thread(successor.start)
+            over = True
+            async with node.plugin(successor) as new:
+                await eventually(lambda: new.health(want) is Health.SERVED)
+                node.daemon.kill()
+                await in_thread(lambda: pod.write("after"))
+                await eventually(lambda: old.sessions.daemon.message == "a newer node plugin has taken over")
+                await new.publish(late)
+                assert await in_thread((late.target / "file").read_bytes) == b"beforeafter"
+    successor.kill()
 
 
 async def test_leftovers_of_a_dead_plugin_are_cleaned_up(node: Node) -> None:

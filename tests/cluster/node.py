@@ -65,14 +65,15 @@ def mounts(spec: Spec, node: Node) -> None:
     """Give this namespace its own /var/lib/kubelet and the other folders that belong to one node."""
     folder = spec.folder / node.name
     for place in NODE_PLACES:
-        if place in ("/var/lib/kubelet", "/var/log/pods"):
+        if place in ("/var/lib/kubelet", "/var/lib/kube3fs", "/var/log/pods"):
             own = folder / Path(place).name
             own.mkdir(parents=True)
             run(["mount", "--bind", own, place], timeout=10)
         else:
             run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", place], timeout=10)
-    # Mounts that a CSI driver's pod makes reach the kubelet and other pods.
-    run(["mount", "--make-rshared", "/var/lib/kubelet"], timeout=10)
+    # Mounts that a CSI driver's pod makes reach the kubelet and other pods, and file systems for data reach the driver.
+    for place in ("/var/lib/kubelet", "/var/lib/kube3fs"):
+        run(["mount", "--make-rshared", place], timeout=10)
 
 
 def start(spec: Spec, node: Node, programs: Supervisor) -> None:

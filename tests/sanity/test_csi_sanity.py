@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[2]
 MIB = 1 << 20
 
 SKIPS = {
-    "GroupControllerService not supported": "snapshots of several volumes at one moment: no back end can do that",
+    "GroupControllerService not supported": "several volumes at one moment: no back end can",
     "Modify volume not supported": "volumes have no mutable parameters",
     "Modify Volume not supported": "volumes have no mutable parameters",
     "ControllerModifyVolume not supported": "volumes have no mutable parameters",

@@ -28,7 +28,7 @@ _TIME = """
     timerfd_create timerfd_settime timerfd_gettime eventfd2 signalfd4
 """
 _MEMORY = """
-    brk mmap munmap mremap mprotect madvise mincore mlock mlock2 munlock msync memfd_create
+    brk mmap munmap mremap mprotect madvise mincore mlock mlock2 munlock msync memfd_create cachestat
     futex futex_wait futex_wake futex_waitv
 """
 _FILES = """
@@ -50,8 +50,8 @@ _SOCKETS = """
     socket socketpair bind listen accept accept4 connect getsockname getpeername getsockopt setsockopt
     sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg shutdown
 """
-_NAMESPACE_FLAGS = 0x7E020000
-"""CLONE_NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET and NEWNS of clone(2)."""
+_NAMESPACE_FLAGS = 0x7E020080
+"""CLONE_NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET, NEWNS and NEWTIME of clone(2), unshare(2)."""
 
 
 def profile() -> dict[str, Any]:
@@ -68,7 +68,7 @@ def profile() -> dict[str, Any]:
         ],
         "syscalls": [
             {"names": names, "action": "SCMP_ACT_ALLOW"},
-            {"names": ["clone"], "action": "SCMP_ACT_ALLOW", "args": [no_namespaces]},
+            {"names": ["clone", "unshare"], "action": "SCMP_ACT_ALLOW", "args": [no_namespaces]},
             {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38},
         ],
     }

@@ -25,8 +25,8 @@ def binary() -> Path:
 class Daemon:
     """A usrbiod process with a control socket and a state directory below `folder`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.socket = folder / "usrbiod.sock"
+    def __init__(self, folder: Path, name: str = "usrbiod") -> None:
+        self.socket = folder / f"{name}.sock"
         self._state = folder / "usrbiod"
         self.log = folder / "usrbiod.log"
         self._process: subprocess.Popen[bytes] | None = None

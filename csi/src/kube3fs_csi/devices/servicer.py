@@ -14,7 +14,7 @@ from kube3fs_csi.api import deviceplugin_pb2_grpc
 from kube3fs_csi.devices.discovery import Offered, prefer, share_ids
 from kube3fs_csi.names import RESOURCE_RDMA
 from kube3fs_csi.serving.errors import NotFound
-from kube3fs_csi.serving.server import serving
+from kube3fs_csi.serving.server import inode, serving
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ async def run(plugin: RdmaPlugin, folder: Path) -> None:
             lambda server: deviceplugin_pb2_grpc.add_DevicePluginServicer_to_server(plugin, server),
         ):
             kubelet = await _register(folder)
-            while (folder / SOCKET).exists() and _inode(folder / _KUBELET) == kubelet:  # noqa: ASYNC110
+            while (folder / SOCKET).exists() and inode(folder / _KUBELET) == kubelet:  # noqa: ASYNC110
                 await asyncio.sleep(_POLL_SECONDS)
         log.info("the kubelet was restarted: registering the devices again")
 
@@ -126,7 +126,7 @@ async def run(plugin: RdmaPlugin, folder: Path) -> None:
 async def _register(folder: Path) -> int:
     """Tells the kubelet of us, as soon as it listens; the inode of its socket."""
     while True:
-        inode = _inode(folder / _KUBELET)
+        kubelet = inode(folder / _KUBELET)
         try:
             async with grpc.aio.insecure_channel(f"unix://{folder / _KUBELET}") as channel:
                 stub: Any = deviceplugin_pb2_grpc.RegistrationStub(channel)
@@ -142,11 +142,4 @@ async def _register(folder: Path) -> int:
             await asyncio.sleep(_POLL_SECONDS)
         else:
             log.info("registered %s with the kubelet", RESOURCE_RDMA)
-            return inode
-
-
-def _inode(path: Path) -> int:
-    try:
-        return path.stat().st_ino
-    except FileNotFoundError:
-        return 0
+            return kubelet

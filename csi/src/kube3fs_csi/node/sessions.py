@@ -42,10 +42,19 @@ class DaemonState(NamedTuple):
 class Sessions:
     """The sessions of one daemon. For one event loop."""
 
-    def __init__(self, socket: Path, wanted: Callable[[], Mapping[str, Json]]) -> None:
-        """`wanted` answers the config (CONTROL.md, `attach`) of each session that should be, by name."""
+    def __init__(
+        self,
+        socket: Path,
+        wanted: Callable[[], Mapping[str, Json]],
+        superseded: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`wanted` answers the config (CONTROL.md, `attach`) of each session that should be, by name.
+
+        `superseded`: whether a newer node plugin has taken over. From then on the sessions are its business.
+        """
         self._socket = socket
         self._wanted = wanted
+        self._superseded = superseded
         self._fds: dict[str, dict[str, int]] = {}
         self._served: set[str] = set()
         self._forgotten: set[tuple[str, str]] | None = None
@@ -73,8 +82,8 @@ class Sessions:
             raise DaemonGone(self._socket, self.daemon.message) from error
 
     async def run(self) -> None:
-        """Never returns; cancel it. Fds stay open: whoever cancels it ends the process."""
-        while True:
+        """Returns when superseded. Fds stay open: whoever cancels it ends the process."""
+        while not self._superseded():
             try:
                 async with await Connection.open(self._socket) as keeper:
                     await self._serve(keeper)
@@ -85,6 +94,7 @@ class Sessions:
             finally:
                 self._up.clear()
             await asyncio.sleep(_RETRY_SECONDS)
+        self.daemon = DaemonState(False, "a newer node plugin has taken over", self.daemon.hello)
 
     async def attach(self, config: Json, fds: Mapping[str, int]) -> None:
         """Has the daemon serve a new mount. Takes the fds, whatever becomes of it."""
@@ -151,6 +161,9 @@ class Sessions:
 
     async def _synchronise(self) -> None:
         """Makes the daemon's sessions those that are wanted."""
+        for other in self._socket.parent.glob("*.sock"):
+            if other != self._socket:
+                await self._take_from(other)
         async with await Connection.open(self._socket) as control:
             hello = await control.request("hello")
             if hello["protocol"] != PROTOCOL:
@@ -171,6 +184,16 @@ class Sessions:
                     await self._resume(control, config)
         self.daemon = DaemonState(True, "", hello)
         log.info("usrbiod %s serves %d sessions", hello["version"], len(self._served))
+
+    async def _take_from(self, predecessor: Path) -> None:
+        """Ends the work of a daemon that ours succeeds, and takes its fds (CONTROL.md, "Take-over")."""
+        try:
+            async with await Connection.open(predecessor) as control:
+                log.info("taking over from the usrbiod at %s", predecessor)
+                await control.request("drain")
+                await self._fetch(control)
+        except DaemonGone:
+            predecessor.unlink(missing_ok=True)  # it died long ago: nobody listens there any more
 
     async def _fetch(self, control: Connection) -> None:
         """Gets back the fds that this process lost when it was restarted."""

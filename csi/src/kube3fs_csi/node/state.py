@@ -73,22 +73,25 @@ class Published(BaseModel):
 
 
 class Store:
-    """The files, and the same in memory. For one process."""
+    """The files, and the same in memory. A plugin that is being replaced may still change the files."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
-        self._records: dict[Path, Published] = {}
+        self._cached: dict[Path, Published] = {}
+        self._read_at = -1
         for unfinished in folder.glob("*.new"):
             unfinished.unlink()
-        for path in folder.glob("*.json"):
-            try:
-                record = Published.model_validate_json(path.read_bytes())
-            except ValidationError as error:
-                log.warning("%s is not readable and is removed: %s", path, error)
-                path.unlink()
-            else:
-                self._records[record.target] = record
+
+    @property
+    def _records(self) -> dict[Path, Published]:
+        """What the folder holds now."""
+        changed_at = self._folder.stat().st_mtime_ns
+        if changed_at != self._read_at:
+            found = (_read(path) for path in self._folder.glob("*.json"))
+            self._cached = {record.target: record for record in found if record is not None}
+            self._read_at = changed_at
+        return self._cached
 
     def all(self) -> list[Published]:
         """Every record."""
@@ -106,12 +109,23 @@ class Store:
         """Writes the record down."""
         final = self._folder / f"{record.key}.json"
         write_atomically(final, record.model_dump_json().encode(), sync=record.kind == "scratch")
-        self._records[record.target] = record
+        self._read_at = -1
 
     def remove(self, record: Published) -> None:
         """Forgets the record."""
         (self._folder / f"{record.key}.json").unlink(missing_ok=True)
-        self._records.pop(record.target, None)
+        self._read_at = -1
+
+
+def _read(path: Path) -> Published | None:
+    try:
+        return Published.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        log.warning("%s is not readable and is removed: %s", path, error)
+        path.unlink(missing_ok=True)
+        return None
 
 
 def write_atomically(final: Path, content: bytes, *, sync: bool) -> None:

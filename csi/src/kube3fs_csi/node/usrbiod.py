@@ -15,7 +15,8 @@ _MAX_MESSAGE = 65536
 _MAX_FDS = 253
 GIVE_AT_ONCE = 200
 """How many fds one `give` may carry."""
-TIMEOUT_SECONDS = 10.0
+_TIMEOUT_SECONDS = 10.0
+_DRAIN_SECONDS = 35.0
 
 Json = dict[str, Any]
 
@@ -86,9 +87,10 @@ class Connection:
     async def request_all(self, op: str, passed: Sequence[int] = (), /, **fields: object) -> list[Message]:
         """All answers to a request. A connection that fails half way is of no use any more and is closed."""
         messages: list[Message] = []
+        seconds = _DRAIN_SECONDS if op == "drain" else _TIMEOUT_SECONDS
         async with self._turn:
             try:
-                async with asyncio.timeout(TIMEOUT_SECONDS):
+                async with asyncio.timeout(seconds):
                     await self._send({"op": op} | fields, passed)
                     while not messages or messages[-1].body.get("more"):
                         messages.append(await self.receive())
@@ -97,7 +99,7 @@ class Connection:
                 for message in messages:
                     message.close()
                 if isinstance(error, TimeoutError):
-                    raise DaemonGone(self._path, f"no answer to {op} for {TIMEOUT_SECONDS:.0f} s") from error
+                    raise DaemonGone(self._path, f"no answer to {op} for {seconds:.0f} s") from error
                 raise
         body = messages[-1].body
         if not body["ok"]:

@@ -26,7 +26,7 @@ from kube3fs_csi.plugin.servicer import Node
 from kube3fs_csi.plugin.servicer_registration import Registration
 from kube3fs_csi.servicer_identity import IdentityServicer
 from kube3fs_csi.serving import health
-from kube3fs_csi.serving.server import serving
+from kube3fs_csi.serving.server import inode, is_listening, serving
 from kube3fs_csi.settings import NodeSettings
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,11 @@ class NodeProcess:
         if not settings.kubernetes:
             self.clusters.set(dict(settings.clusters))
         self.store = Store(state / "published")
-        self.sessions = Sessions(settings.usrbiod, lambda: self.publisher.wanted_sessions())
+        self.own_socket = 0
+        """Inode of the CSI socket that this process serves at, as soon as it does."""
+        self.sessions = Sessions(
+            settings.usrbiod, lambda: self.publisher.wanted_sessions(), self.is_superseded
+        )
         self.publisher = Publisher(
             self.store,
             self.sessions,
@@ -72,6 +76,16 @@ class NodeProcess:
         """Whether a pod of this node has the volume."""
         return any(record.volume_id == volume_id for record in self.store.all())
 
+    def is_superseded(self) -> bool:
+        """Whether a newer node plugin serves at our socket."""
+        return self.own_socket not in (0, inode(self.settings.endpoint))
+
+    def not_alive(self) -> str:
+        """A superseded plugin comes back if its successor is gone: the kubelet restarts it."""
+        if self.is_superseded() and not is_listening(self.settings.endpoint):
+            return "the node plugin that took over is gone"
+        return ""
+
     def not_ready(self) -> str:
         """Why nothing can be mounted now, or ''."""
         return self.sessions.daemon.message
@@ -85,8 +99,7 @@ async def run(settings: NodeSettings) -> None:
     node = Node(settings.node_name, process.publisher, limits, settings.max_volumes)
     identity = IdentityServicer(lambda: not process.not_ready())
     async with asyncio.TaskGroup() as group:
-        group.create_task(process.sessions.run())
-        group.create_task(health.serve(settings.health_port, process.not_ready))
+        group.create_task(health.serve(settings.health_port, process.not_ready, process.not_alive))
         if settings.rdma:
             group.create_task(_watch_rdma(process))
             group.create_task(run_device_plugin(process.rdma_plugin, settings.kubelet_dir / "device-plugins"))
@@ -97,6 +110,9 @@ async def run(settings: NodeSettings) -> None:
             lambda server: csi_pb2_grpc.add_NodeServicer_to_server(node, server),
             lambda server: csi_pb2_grpc.add_IdentityServicer_to_server(identity, server),
         ):
+            process.own_socket = inode(settings.endpoint)
+            # Only now, when the kubelet can reach no older plugin any more.
+            group.create_task(process.sessions.run())
             registration = Registration(settings.endpoint)
             async with serving(
                 settings.registration,

@@ -7,15 +7,14 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 
-async def serve(port: int, ready: Callable[[], str]) -> None:
-    """Never returns; cancel it. `ready` answers '' or why not. Any answer says that the loop is alive."""
+async def serve(port: int, ready: Callable[[], str], alive: Callable[[], str] = lambda: "") -> None:
+    """Never returns; cancel it. `ready` and `alive` answer '' or why not."""
 
     async def healthz(_request: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
+        return _answer(alive())
 
     async def readyz(_request: web.Request) -> web.Response:
-        why_not = ready()
-        return web.Response(text=f"{why_not or 'ok'}\n", status=503 if why_not else 200)
+        return _answer(ready())
 
     async def metrics(_request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -29,3 +28,7 @@ async def serve(port: int, ready: Callable[[], str]) -> None:
         await asyncio.Event().wait()
     finally:
         await runner.cleanup()
+
+
+def _answer(why_not: str) -> web.Response:
+    return web.Response(text=f"{why_not or 'ok'}\n", status=503 if why_not else 200)

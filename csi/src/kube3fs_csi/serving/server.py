@@ -1,6 +1,5 @@
 """gRPC servers on unix sockets."""
 
-import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -31,22 +30,22 @@ async def serving(path: Path, *services: Register) -> AsyncIterator[grpc.aio.Ser
     server.add_insecure_port(f"unix://{path}")
     await server.start()
     path.chmod(0o600)
-    own = path.stat().st_ino
+    own = inode(path)
     log.info("serving at %s", path)
     try:
         yield server
     finally:
         await server.stop(GRACE_SECONDS)
-        await asyncio.to_thread(_unlink_own, path, own)
+        if inode(path) == own:  # and not a successor's
+            path.unlink(missing_ok=True)
 
 
-def _unlink_own(path: Path, inode: int) -> None:
-    """Removes the socket, unless a successor has put its own there."""
+def inode(path: Path) -> int:
+    """The inode of `path`, 0 if there is none: another one means that somebody else serves there now."""
     try:
-        if path.lstat().st_ino == inode:
-            path.unlink()
+        return path.lstat().st_ino
     except FileNotFoundError:
-        pass
+        return 0
 
 
 def is_listening(path: Path) -> bool:
