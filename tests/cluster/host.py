@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.paths import NODE_PLACES, STATE
+from tests.cluster.paths import NODE_PLACES_IN_MEMORY, NODE_PLACES_ON_DISK, STATE
 from tests.cluster.shell import ClusterError, say
 from tests.cluster.spec import Spec, nodes
 
@@ -135,7 +135,7 @@ def _locked() -> Iterator[None]:
 def _sweep() -> None:
     for name in names():
         if not lives(folder(name)):
-            say(f"cleaning up after the cluster '{name}', whose runner was killed")
+            say(f"cleaning up after the cluster '{name}', which was killed")
             _destroy(name)
 
 
@@ -171,14 +171,18 @@ def _make_cgroup(root: Path, group: Path) -> None:
 
 
 def _prepare_machine() -> None:
-    """For the first cluster: note what it will change, make the folders that nodes mount on."""
-    if _MACHINE.exists():
-        return
+    """Note what a cluster will change, before it is changed; make the folders that nodes mount on."""
     STATE.mkdir(mode=0o700, exist_ok=True)
-    absent = sorted({str(p) for place in map(Path, NODE_PLACES) for p in (place, *place.parents) if not p.exists()})
-    sysctls = {name: Path("/proc/sys", name).read_text() for name in _SYSCTLS if Path("/proc/sys", name).exists()}
+    places = map(Path, (*NODE_PLACES_ON_DISK, *NODE_PLACES_IN_MEMORY))
+    absent = sorted({str(p) for place in places for p in (place, *place.parents) if not p.exists()})
+    if _MACHINE.exists():
+        noted = json.loads(_MACHINE.read_text())
+        noted["made"] += absent
+    else:
+        present = [name for name in _SYSCTLS if Path("/proc/sys", name).exists()]
+        noted = {"made": absent, "sysctls": {name: Path("/proc/sys", name).read_text() for name in present}}
     partial = _MACHINE.with_suffix(".partial")
-    partial.write_text(json.dumps({"made": absent, "sysctls": sysctls}))
+    partial.write_text(json.dumps(noted))
     partial.rename(_MACHINE)
     for place in absent:
         Path(place).mkdir()
