@@ -125,8 +125,12 @@ impl DaemonProcess {
         Seqpacket::connect(&self.socket()).unwrap()
     }
 
+    /// Files, directories, devices and sockets that the daemon has open; not its io_urings, timers and the like, which
+    /// its threads open at a time of their own.
     pub fn open_fds(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap();
+        let targets = fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+        targets.filter(|target| !target.as_os_str().as_encoded_bytes().starts_with(b"anon_inode:")).count()
     }
 
     pub fn open_to_everybody(&self) {
