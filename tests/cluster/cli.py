@@ -139,8 +139,8 @@ def _spec(arguments: argparse.Namespace, name: str) -> Spec:
     """The cluster that the options ask for, its programs and images built."""
     preflight.check()
     programs = build.ensure()
-    archives = [*sorted((programs / "images").glob("*.tar")), *(image.archive for image in images.ensure())]
-    archives += [Path(path) for path in arguments.image]
+    ours = [image.archive for image in images.ensure()]
+    archives = [*map(Path, arguments.image), *sorted((programs / "images").glob("*.tar")), *ours]
     return Spec(
         name=name,
         state=str(host.folder(name)),

@@ -90,10 +90,9 @@ def _files(path: Path) -> list[Path]:
 
 def _build(target: str, name: str, archive: Path) -> None:
     builder = Builder.find()
-    bases = _bases()
-    for base in bases:
+    for base in bases():
         if not builder.has(base):
-            builder.fetch_or_make(base, bases)
+            builder.fetch_or_make(base)
     with progress(f"building the image {name}"):
         arguments = [f"--target={target}", f"--build-arg=VERSION={version()}", f"--build-arg=REVISION={_revision()}"]
         for secret, places in _SECRETS.items():
@@ -110,7 +109,7 @@ def _revision() -> str:
         return "unknown"
 
 
-def _bases() -> dict[str, str]:
+def bases() -> dict[str, str]:
     """The images that the Dockerfile starts from: their names, and the build arguments that hold them."""
     found = re.findall(r"^ARG (DEBIAN|RUST)=(\S+)$", (REPOSITORY / "Dockerfile").read_text(), re.MULTILINE)
     return {name: argument for argument, name in found}
@@ -159,7 +158,7 @@ class Builder:
         else:
             run(["docker", "save", "-o", to, name], timeout=300)
 
-    def fetch_or_make(self, name: str, bases: dict[str, str]) -> None:
+    def fetch_or_make(self, name: str) -> None:
         """Have the image `name` in the local store: from its registry, or made here."""
         if registry_answers(name):
             with progress(f"fetching {name}"):
@@ -167,8 +166,8 @@ class Builder:
             return
         say(f"the registry of {name} does not answer: making the image here")
         with progress(f"making {name}"), tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-            make = _make_debian if bases[name] == "DEBIAN" else _make_rust
-            context = make(Path(scratch), next(n for n, argument in bases.items() if argument == "DEBIAN"))
+            make = _make_debian if bases()[name] == "DEBIAN" else _make_rust
+            context = make(Path(scratch))
             self.build(context, name, ["--label=io.kube3fs.made-locally=true", f"--file={scratch}/Dockerfile"])
 
 
@@ -184,10 +183,14 @@ def registry_answers(name: str) -> bool:
     return True
 
 
-def _make_debian(scratch: Path, name: str) -> Path:
-    """A build context for Debian's slim image: the release of `name`'s tag, from the mirrors of this machine."""
+def _debian() -> str:
+    return next(name for name, argument in bases().items() if argument == "DEBIAN")
+
+
+def _make_debian(scratch: Path) -> Path:
+    """A build context for Debian's slim image: the release of its tag, from the mirrors of this machine."""
     install(("mmdebstrap",))
-    release = name.partition(":")[2].partition("-")[0]
+    release = _debian().partition(":")[2].partition("-")[0]
     slim = [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "man", "info", "locale", "lintian")]
     (scratch / "sources.list").write_text("".join(f"deb {source} main\n" for source in _debian_sources(release)))
     argv = ["mmdebstrap", "--quiet", "--variant=minbase", *slim]
@@ -208,11 +211,11 @@ def _debian_sources(release: str) -> list[str]:
     return [f"http://deb.debian.org/debian {release}"]
 
 
-def _make_rust(scratch: Path, debian: str) -> Path:
+def _make_rust(scratch: Path) -> Path:
     """A build context for an image with this machine's Rust, as the official one: programs in /usr/local/cargo/bin."""
     toolchain = Path(run(["rustc", "--print", "sysroot"], timeout=30, advice="install Rust (rustup.rs)").strip())
     (scratch / "Dockerfile").write_text(
-        f"FROM {debian}\n"
+        f"FROM {_debian()}\n"
         "RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates gcc libc6-dev"
         " && rm -rf /var/lib/apt/lists/*\n"
         "COPY bin /usr/local/cargo/bin\nCOPY lib /usr/local/cargo/lib\n"

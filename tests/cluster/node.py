@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.cluster import components, store
 from tests.cluster.api import Api
-from tests.cluster.paths import NODE_PLACES
+from tests.cluster.paths import NODE_PLACES_IN_MEMORY, NODE_PLACES_ON_DISK
 from tests.cluster.shell import ClusterError, run
 from tests.cluster.spec import FIRST, Node, Spec, nodes
 from tests.cluster.supervisor import Supervisor, as_init
@@ -64,13 +64,14 @@ def routes(spec: Spec, node: Node) -> None:
 def mounts(spec: Spec, node: Node) -> None:
     """Give this namespace its own /var/lib/kubelet and the other folders that belong to one node."""
     folder = spec.folder / node.name
-    for place in NODE_PLACES:
-        if place in ("/var/lib/kubelet", "/var/lib/kube3fs", "/var/log/pods"):
-            own = folder / Path(place).name
-            own.mkdir(parents=True)
-            run(["mount", "--bind", own, place], timeout=10)
-        else:
-            run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", place], timeout=10)
+    for place in NODE_PLACES_ON_DISK:
+        own = folder / Path(place).name
+        own.mkdir(parents=True)
+        run(["mount", "--bind", own, place], timeout=10)
+    # Images are unpacked in memory: a shared disk takes seconds to write them, and again to forget them.
+    (folder / "containerd").mkdir()
+    for place in (*NODE_PLACES_IN_MEMORY, str(folder / "containerd")):
+        run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", place], timeout=10)
     # Mounts that a CSI driver's pod makes reach the kubelet and other pods, and file systems for data reach the driver.
     for place in ("/var/lib/kubelet", "/var/lib/kube3fs"):
         run(["mount", "--make-rshared", place], timeout=10)

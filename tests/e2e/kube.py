@@ -210,8 +210,8 @@ def _pod(name: str, spec: Manifest) -> Manifest:
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "labels": {"app": name}},
-        # `sleep` and Python scripts as pid 1 take no notice of SIGTERM.
-        "spec": {"terminationGracePeriodSeconds": 0, "restartPolicy": "Never", **spec},
+        # `sleep` and Python scripts as pid 1 take no notice of SIGTERM. Not 0, which deletes the pod before its volumes.
+        "spec": {"terminationGracePeriodSeconds": 1, "restartPolicy": "Never", **spec},
     }
 
 

@@ -17,6 +17,8 @@ FINALIZER_NODE = "kube3fs.io/node"
 RESOURCE_RDMA = "kube3fs.io/rdma"
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+# The kubelet's name of an inline volume, csi- and 64 digits, is longer than a label.
+_OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,126}[a-z0-9])?")
 _MAX_CSI_ID_BYTES = 128  # CSI spec, "Size Limits"
 MAX_PATH_BYTES = 4095  # PATH_MAX less its NUL
 
@@ -47,8 +49,8 @@ def checked_id(csi_id: str, what: str = "volume") -> str:
 
 
 def is_object_name(csi_id: str) -> bool:
-    """Whether `csi_id` can be one of ours: a DNS label, hence safe as the name of a file and of an object."""
-    return _DNS_LABEL.fullmatch(csi_id) is not None
+    """Whether `csi_id` can be one of ours: safe as the name of a file and of an object."""
+    return _OBJECT_NAME.fullmatch(csi_id) is not None
 
 
 def parse_cluster(value: str) -> tuple[str, str]:

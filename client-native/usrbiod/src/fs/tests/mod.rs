@@ -35,21 +35,17 @@ struct Bed {
 }
 
 impl Bed {
-    fn new() -> Option<Bed> {
+    fn new() -> Bed {
         Bed::on(std::env::temp_dir(), 64)
     }
 
-    /// `None` where the tests cannot run.
-    fn on(place: PathBuf, cached_fds: usize) -> Option<Bed> {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: needs root");
-            return None;
-        }
+    fn on(place: PathBuf, cached_fds: usize) -> Bed {
+        assert!(rustix::process::geteuid().is_root(), "these tests need root");
         let dir = tempfile::tempdir_in(place).unwrap();
         let state = Arc::new(SessionState::anonymous().unwrap());
         let fds = FdCache::new(cached_fds);
         let (fs, notes) = serve(&dir, &state, &fds, false);
-        Some(Bed { dir, state, fds, notes, fs })
+        Bed { dir, state, fds, notes, fs }
     }
 
     fn path(&self, name: &str) -> PathBuf {
