@@ -58,6 +58,12 @@ impl PyFile {
         Ok(PyFile { file: Mutex::new(Some(Arc::new(Registered { file, device: device.st_dev }))) })
     }
 
+    /// Which mount it is on, as `st_dev` has it.
+    #[getter]
+    fn device(&self) -> PyResult<u64> {
+        Ok(self.registered()?.device)
+    }
+
     #[getter]
     fn closed(&self) -> bool {
         self.lock().is_none()

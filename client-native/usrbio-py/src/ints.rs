@@ -3,6 +3,7 @@
 
 use pyo3::buffer::{Element, PyUntypedBuffer};
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PyList, PyTuple};
 
@@ -26,12 +27,11 @@ impl Ints {
         }
     }
 
-    /// The number of request `i`.
-    #[inline]
-    pub fn at(&self, i: usize) -> u64 {
+    /// The numbers, and how far the next request's is from one's: 0 if all share one.
+    pub fn strided(&self) -> (&[u64], usize) {
         match self {
-            Ints::One(number) => *number,
-            Ints::Many(numbers) => numbers[i],
+            Ints::One(number) => (std::slice::from_ref(number), 0),
+            Ints::Many(numbers) => (numbers, 1),
         }
     }
 
@@ -45,10 +45,10 @@ impl Ints {
             return iterable(obj, name).map(Ints::Many);
         }
         match PyUntypedBuffer::get(obj) {
-            // A NumPy scalar.
-            Ok(buffer) if buffer.dimensions() == 0 => number(obj, name, None).map(Ints::One),
-            Ok(buffer) => of_buffer(obj.py(), &buffer, name).map(Ints::Many),
-            Err(_) => iterable(obj, name).map(Ints::Many),
+            Ok(buffer) if buffer.dimensions() > 0 => of_buffer(obj.py(), &buffer, name).map(Ints::Many),
+            // A NumPy scalar, or an array without dimensions.
+            _ if obj.hasattr(intern!(obj.py(), "__index__"))? => number(obj, name, None).map(Ints::One),
+            _ => iterable(obj, name).map(Ints::Many),
         }
     }
 }
@@ -60,7 +60,7 @@ fn of_buffer(py: Python<'_>, buffer: &PyUntypedBuffer, name: &str) -> PyResult<V
     }
     macro_rules! first_match {
         ($($t:ty),*) => {
-            $(if let Some(numbers) = typed::<$t>(py, buffer, name) { return numbers; })*
+            $(if let Some(numbers) = typed::<$t>(py, buffer, name, |number| number as u64) { return numbers; })*
         };
     }
     first_match!(i64, u64, i32, u32, i16, u16, i8, u8);
@@ -70,38 +70,34 @@ fn of_buffer(py: Python<'_>, buffer: &PyUntypedBuffer, name: &str) -> PyResult<V
     )))
 }
 
-/// The numbers, if they are of type `T`.
-fn typed<T>(py: Python<'_>, buffer: &PyUntypedBuffer, name: &str) -> Option<PyResult<Vec<u64>>>
+/// The numbers, if they are of type `T`. `as u64` of `extend` must extend the sign: a negative number is then above LIMIT.
+fn typed<T>(
+    py: Python<'_>,
+    buffer: &PyUntypedBuffer,
+    name: &str,
+    extend: impl Fn(T) -> u64,
+) -> Option<PyResult<Vec<u64>>>
 where
-    T: Element + TryInto<u64> + std::fmt::Display,
+    T: Element + Copy + Into<i128>,
 {
     let buffer = buffer.as_typed::<T>().ok()?;
-    Some(match buffer.as_slice_ptr() {
-        Some(cells) => {
-            // SAFETY: `buffer` keeps the elements there. Another thread may write one meanwhile, which is why each is
-            // read once, as volatile, and judged after.
-            let at = |i| unsafe { cells.cast::<T>().add(i).read_volatile() };
-            checked((0..cells.len()).map(at), name)
-        }
-        // With gaps: a column of a matrix, a reversed array.
-        None => buffer.to_vec(py).and_then(|numbers| checked(numbers.into_iter(), name)),
-    })
-}
-
-#[inline]
-fn checked<T>(numbers: impl ExactSizeIterator<Item = T>, name: &str) -> PyResult<Vec<u64>>
-where
-    T: Copy + TryInto<u64> + std::fmt::Display,
-{
-    let mut out = Vec::with_capacity(numbers.len());
-    for (i, number) in numbers.enumerate() {
-        match number.try_into() {
-            Ok(n) if n <= LIMIT => out.push(n),
-            Ok(_) => return Err(too_large(name, Some(i), number)),
-            Err(_) => return Err(negative(name, Some(i), number)),
-        }
+    let numbers = match buffer.to_vec(py) {
+        Ok(numbers) => numbers,
+        Err(error) => return Some(Err(error)),
+    };
+    let wide: Vec<u64> = numbers.iter().map(|number| extend(*number)).collect();
+    // One look at all of them together: this is on the path of every call.
+    let all_bits = wide.iter().fold(0, |bits, number| bits | number);
+    if all_bits <= LIMIT {
+        return Some(Ok(wide));
     }
-    Ok(out)
+    let wrong = wide.iter().position(|number| *number > LIMIT).unwrap_or(0);
+    let number: i128 = numbers[wrong].into();
+    Some(Err(if number < 0 {
+        negative(name, Some(wrong), number)
+    } else {
+        too_large(name, Some(wrong), number)
+    }))
 }
 
 fn iterable(obj: &Bound<'_, PyAny>, name: &str) -> PyResult<Vec<u64>> {

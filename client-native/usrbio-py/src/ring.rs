@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use usrbio::{Mount, Request, RingCore, RingOptions};
+use usrbio::{FileId, Mount, Request, RingCore, RingOptions};
 
 /// Longest wait before Python may handle a signal.
 const SLICE: Duration = Duration::from_millis(100);
@@ -192,28 +192,20 @@ impl PyRing {
             return Err(different("iov_offsets", places.len(), count));
         }
         let files = self.files(file, count)?;
+        let ids: Vec<FileId> = files.iter().map(|file| file.file.id()).collect();
+        let next_file = usize::from(ids.len() > 1);
+        let ((offsets, next_offset), (lengths, next_length)) = (offsets.strided(), lengths.strided());
+        let buffer = memory.buffer();
         let mut requests = Vec::with_capacity(count);
         let mut packed = 0u64;
         for i in 0..count {
-            let (file_offset, len) = (offsets.at(i), lengths.at(i));
-            let iov_offset = iov_offsets.as_ref().map_or(packed, |places| places.at(i));
-            if len == 0 {
-                return Err(PyValueError::new_err(format!(
-                    "request {i} is for 0 bytes: give lengths from 1 on"
-                )));
-            }
-            if file_offset > LIMIT - len {
-                return Err(PyOverflowError::new_err(format!(
-                    "request {i} is for bytes {file_offset} to {}: the last byte of a file is at 2**63 - 1",
-                    u128::from(file_offset) + u128::from(len)
-                )));
-            }
-            if memory.buffer().check(iov_offset, len).is_err() {
-                return Err(outside(i, iov_offset, len, memory.iov.len(), iov_offsets.is_none()));
+            let (file_offset, len) = (offsets[i * next_offset], lengths[i * next_length]);
+            let iov_offset = iov_offsets.as_ref().map_or(packed, |places| places.strided().0[i]);
+            if len == 0 || file_offset > LIMIT - len || buffer.check(iov_offset, len).is_err() {
+                return Err(refused(i, file_offset, iov_offset, len, buffer.size, iov_offsets.is_none()));
             }
             packed = iov_offset + len;
-            let file = &files[if files.len() == 1 { 0 } else { i }];
-            requests.push(Request { file: file.file.id(), file_offset, len, iov_offset, userdata: 0 });
+            requests.push(Request { file: ids[i * next_file], file_offset, len, iov_offset, userdata: 0 });
         }
         Ok(Job { requests, memory, files })
     }
@@ -331,12 +323,23 @@ fn different(name: &str, has: usize, wants: usize) -> PyErr {
     PyValueError::new_err(format!("{name} has {has} elements for {wants} offsets: give one for each"))
 }
 
+/// Why a request cannot be made.
 #[cold]
-fn outside(index: usize, offset: u64, len: u64, size: usize, packed: bool) -> PyErr {
+fn refused(index: usize, file_offset: u64, iov_offset: u64, len: u64, size: u64, packed: bool) -> PyErr {
+    let end = |offset: u64| u128::from(offset) + u128::from(len);
+    if len == 0 {
+        return PyValueError::new_err(format!("request {index} is for 0 bytes: give lengths from 1 on"));
+    }
+    if file_offset > LIMIT - len {
+        return PyOverflowError::new_err(format!(
+            "request {index} is for bytes {file_offset} to {} of the file: the last byte of a file is at 2**63 - 1",
+            end(file_offset)
+        ));
+    }
     let hint = if packed { " (one after another, since iov_offsets is not given)" } else { "" };
-    let end = u128::from(offset) + u128::from(len);
     PyValueError::new_err(format!(
-        "request {index} is for bytes {offset} to {end} of an Iov of {size} bytes{hint}: give a larger Iov or smaller \
-         requests"
+        "request {index} is for bytes {iov_offset} to {} of an Iov of {size} bytes{hint}: give a larger Iov or smaller \
+         requests",
+        end(iov_offset)
     ))
 }

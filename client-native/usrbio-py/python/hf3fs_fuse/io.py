@@ -34,8 +34,8 @@ __all__ = [
     "extract_mount_point",
     "force_fsync",
     "hardlink",
-    "iovec",
     "ioring",
+    "iovec",
     "make_ioring",
     "make_iovec",
     "punch_hole",
@@ -66,7 +66,7 @@ def _unregister(link: Path, maker: int) -> None:
             link.unlink()
 
 
-class iovec:  # noqa: N801 -- 3FS's name
+class iovec:
     """Shared memory that the daemon knows. Made by `make_iovec`; its slices are what requests are made of."""
 
     def __init__(self, iov: _native.iovec, link: str) -> None:
@@ -80,7 +80,7 @@ class iovec:  # noqa: N801 -- 3FS's name
         return len(self.iov)
 
 
-class ioring:  # noqa: N801 -- 3FS's name
+class ioring:
     """A ring for reads or for writes. Made by `make_ioring`."""
 
     def __init__(self, ior: _native.ioring) -> None:
@@ -129,7 +129,9 @@ def make_iovec(shm: SharedMemory, hf3fs_mount_point: str, block_size: int = 0, n
     name = str(uuid.uuid4())
     blocks = f".b{block_size}" if block_size > 0 else ""
     link = Path(f"{hf3fs_mount_point}/3fs-virt/iovs/{name}{blocks}")
-    file = Path("/dev/shm") / shm.name.lstrip("/")  # noqa: S108 -- where POSIX shared memory is
+    file = Path("/dev/shm") / shm.name.lstrip("/")
+    if shm.buf is None:
+        raise ValueError("the shared memory is closed")
     # A mapping of our own: closing `shm` takes nothing away from a slice or a request in flight.
     with file.open("r+b") as opened:
         memory = mmap.mmap(opened.fileno(), len(shm.buf))
@@ -230,7 +232,7 @@ def _blocks(
     off: int,
     cb: "Callable[[Buffer, int], int | bool | None] | None",
 ) -> bytes | None:
-    parts = []
+    parts: list[bytes] = []
     while True:
         ior.prepare(iov[:], True, fd, off)
         ior.submit()

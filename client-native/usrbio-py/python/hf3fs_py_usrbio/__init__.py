@@ -9,8 +9,8 @@ import os
 from usrbio._usrbio import (
     deregister_fd,
     hardlink,
-    iovec,
     ioring,
+    iovec,
     mount_point,
     punch_hole,
     register_fd,

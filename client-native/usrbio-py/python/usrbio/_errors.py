@@ -25,7 +25,9 @@ class RequestError(OSError):
         if hint := _HINTS.get(code):
             why += f" ({hint})"
         failed = sum(1 for result in results if result < 0)
-        super().__init__(code, f"{failed} of {len(results)} requests failed, the first one is request {index}: {why}")
+        super().__init__(
+            code, f"{failed} of {len(results)} requests failed, the first one is request {index}: {why}"
+        )
         self.results = results
         self.index = index
 

@@ -43,7 +43,7 @@ class Mount:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(_usrbio.mount_point(os.fspath(path)))
-        self.device = os.stat(self.path).st_dev  # noqa: PTH116 -- a str is what is needed everywhere
+        self.device = os.stat(self.path).st_dev
 
     def __enter__(self) -> "Mount":
         return self

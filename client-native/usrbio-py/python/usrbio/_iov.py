@@ -66,4 +66,8 @@ class Iov(_usrbio.Iov):
         raise TypeError("an Iov cannot be pickled: make one in the process that uses it")
 
     def __repr__(self) -> str:
-        return "<usrbio.Iov closed>" if self.closed else f"<usrbio.Iov of {len(self)} bytes on {self.mount.path!r}>"
+        return (
+            "<usrbio.Iov closed>"
+            if self.closed
+            else f"<usrbio.Iov of {len(self)} bytes on {self.mount.path!r}>"
+        )

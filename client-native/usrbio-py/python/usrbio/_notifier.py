@@ -64,7 +64,7 @@ class Notifier:
                 elif time.monotonic() - heard > _SILENCE:
                     self._ring.check_served()
                     heard = time.monotonic()
-            except Exception as failure:  # noqa: BLE001 -- it belongs to those who wait
+            except Exception as failure:
                 error = failure
             for item in watched:
                 self._look_at(item, error)

@@ -74,7 +74,9 @@ class Ring:
             OSError: see the package.
         """
         if not self._reads:
-            raise io.UnsupportedOperation(errno.EINVAL, "the ring is for writes: make one with read=True to read")
+            raise io.UnsupportedOperation(
+                errno.EINVAL, "the ring is for writes: make one with read=True to read"
+            )
         results, failed = self._core.run(file, offsets, lengths, iov, iov_offsets)
         if failed >= 0:
             raise RequestError(results, failed)
@@ -89,7 +91,9 @@ class Ring:
             The bytes written of each request: those asked for. `File.sync` makes the file's length exact for others.
         """
         if self._reads:
-            raise io.UnsupportedOperation(errno.EINVAL, "the ring is for reads: make one with read=False to write")
+            raise io.UnsupportedOperation(
+                errno.EINVAL, "the ring is for reads: make one with read=False to write"
+            )
         results, failed = self._core.run(file, offsets, lengths, iov, iov_offsets)
         if failed >= 0:
             raise RequestError(results, failed)
@@ -168,7 +172,9 @@ class Batch:
         """
         outcome = self._core.wait(timeout)
         if outcome is None:
-            raise TimeoutError(errno.ETIMEDOUT, f"the batch is not complete after {timeout} s; it is still in flight")
+            raise TimeoutError(
+                errno.ETIMEDOUT, f"the batch is not complete after {timeout} s; it is still in flight"
+            )
         results, failed = outcome
         if failed >= 0:
             raise RequestError(results, failed)
@@ -186,5 +192,3 @@ class Batch:
 
     def __repr__(self) -> str:
         return f"<usrbio.Batch of {len(self)} requests>"
-
-
