@@ -13,6 +13,9 @@ use usrbio::{Cqe, Deadline, Error, PrepError, Request, RingCore};
 /// The result of a request that is not complete; no errno is that large.
 const PENDING: i64 = i64::MIN;
 
+/// Requests shown to the daemon at a time: it starts on them while the next ones are put on the ring.
+const SHOWN: usize = 32;
+
 /// Completions taken at a time.
 const REAP: usize = 128;
 
@@ -161,14 +164,17 @@ impl Batches {
         let mut stopped = None;
         while let Some(batch) = queue.backlog.front() {
             let from = batch.queued.load(Ordering::Relaxed);
-            let prepared = self.core.prep_batch(batch.memory.buffer(), &batch.requests[from..]);
+            let until = batch.requests.len().min(from + SHOWN);
+            let prepared = self.core.prep_batch(batch.memory.buffer(), &batch.requests[from..until]);
             news |= prepared.queued > 0;
             batch.queued.store(from + prepared.queued, Ordering::Relaxed);
             stopped = prepared.stopped;
             if stopped.is_some() {
                 break;
             }
-            queue.backlog.pop_front();
+            if until == batch.requests.len() {
+                queue.backlog.pop_front();
+            }
         }
         if news {
             self.core.submit()?;

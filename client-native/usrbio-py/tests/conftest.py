@@ -46,7 +46,9 @@ def _stopped(daemon: subprocess.Popen[str]) -> Iterator[None]:
         os.kill(child, signal.SIGSTOP)
     try:
         deadline = time.monotonic() + 30
-        while any(_state(task) != "T" for child in children for task in Path(f"/proc/{child}/task").iterdir()):
+        while any(
+            _state(task) != "T" for child in children for task in Path(f"/proc/{child}/task").iterdir()
+        ):
             assert time.monotonic() < deadline, "the daemon does not stop"
             time.sleep(0.001)
         yield

@@ -27,8 +27,12 @@ BLOCK = 4096
         pytest.param(-(2**70), 1, None, ValueError, "must not be negative", id="very-negative"),
         pytest.param([0], [0], None, ValueError, "request 0 is for 0 bytes", id="empty"),
         pytest.param([2**63 - 1], 1, None, OverflowError, "request 0 is for bytes", id="end-too-far"),
-        pytest.param([0, 2**63], 1, None, OverflowError, r"offsets\[1\] is 9223372036854775808", id="too-far"),
-        pytest.param(np.array([2**63], np.uint64), 1, None, OverflowError, r"offsets\[0\]", id="too-far-array"),
+        pytest.param(
+            [0, 2**63], 1, None, OverflowError, r"offsets\[1\] is 9223372036854775808", id="too-far"
+        ),
+        pytest.param(
+            np.array([2**63], np.uint64), 1, None, OverflowError, r"offsets\[0\]", id="too-far-array"
+        ),
         pytest.param([2**70], 1, None, OverflowError, "the largest is", id="huge"),
         pytest.param([0.5], 1, None, TypeError, r"offsets\[0\] is a float: give an integer", id="float"),
         pytest.param(np.zeros(2), 1, None, TypeError, "format 'd': give integers", id="float-array"),
@@ -36,7 +40,9 @@ BLOCK = 4096
         pytest.param(None, 1, None, TypeError, "offsets is a NoneType", id="none"),
         pytest.param("12", 1, None, TypeError, r"offsets\[0\] is a str", id="text"),
         pytest.param([0], [64 * BLOCK + 1], None, ValueError, "of an Iov of 262144 bytes", id="too-long"),
-        pytest.param([0], [2], [64 * BLOCK - 1], ValueError, "bytes 262143 to 262145 of an Iov", id="outside"),
+        pytest.param(
+            [0], [2], [64 * BLOCK - 1], ValueError, "bytes 262143 to 262145 of an Iov", id="outside"
+        ),
         pytest.param([0] * 65, BLOCK, None, ValueError, "request 64 .*iov_offsets is not given", id="packed"),
         pytest.param([0], [2**62], [2**62], ValueError, "give a larger Iov", id="overflow"),
     ],
@@ -52,9 +58,9 @@ def test_wrong_numbers_are_refused(offsets, lengths, places, error, sentence, ri
 
 def test_what_is_no_file_or_iov_is_refused(ring, iov, file, path):
     """A path, an fd or a plain buffer is not taken for one."""
-    with pytest.raises(TypeError, match="file is a str: give a usrbio.File"):
+    with pytest.raises(TypeError, match="file is a str: give a usrbio"):
         ring.read(str(path), 0, 1, iov)
-    with pytest.raises(TypeError, match="file is a int: give a usrbio.File"):
+    with pytest.raises(TypeError, match="file is a int: give a usrbio"):
         ring.read([3], 0, 1, iov)
     with pytest.raises(ValueError, match="file has 1 elements for 2 offsets"):
         ring.read([file], [0, 1], 1, iov)
@@ -64,10 +70,16 @@ def test_what_is_no_file_or_iov_is_refused(ring, iov, file, path):
 
 def test_a_file_open_for_the_wrong_direction_is_refused(ring, writer, iov, path):
     """EACCES, as 3FS answers."""
-    with usrbio.File(path, "r") as reading, pytest.raises(PermissionError, match="open it for writing") as caught:
+    with (
+        usrbio.File(path, "r") as reading,
+        pytest.raises(PermissionError, match="open it for writing") as caught,
+    ):
         writer.write(reading, 0, 1, iov)
     assert caught.value.errno == errno.EACCES
-    with usrbio.File(os.open(path, os.O_WRONLY)) as writing, pytest.raises(PermissionError, match="for reading"):
+    with (
+        usrbio.File(os.open(path, os.O_WRONLY)) as writing,
+        pytest.raises(PermissionError, match="for reading"),
+    ):
         ring.read(writing, 0, 1, iov)
 
 
@@ -89,9 +101,15 @@ def test_what_is_closed_is_refused(mount, path, content):
 def test_ring_iov_and_file_must_be_of_one_mount(elsewhere: Path, ring, iov, file):
     """A sentence says which one is not."""
     (elsewhere / "f").write_bytes(b"content")
-    with usrbio.File(elsewhere / "f") as other, pytest.raises(ValueError, match="the file is on another mount"):
+    with (
+        usrbio.File(elsewhere / "f") as other,
+        pytest.raises(ValueError, match="the file is on another mount"),
+    ):
         ring.read(other, 0, 1, iov)
-    with usrbio.Iov(usrbio.Mount(elsewhere), BLOCK) as other, pytest.raises(ValueError, match="the Iov belongs to"):
+    with (
+        usrbio.Iov(usrbio.Mount(elsewhere), BLOCK) as other,
+        pytest.raises(ValueError, match="the Iov belongs to"),
+    ):
         ring.read(file, 0, 1, other)
 
 
@@ -104,7 +122,7 @@ def test_a_path_on_no_mount_is_refused(tmp_path: Path):
         assert caught.value.errno == errno.ENODEV
         with pytest.raises(FileNotFoundError):
             make(tmp_path / "missing")
-    with pytest.raises(OSError, match="is no fd|Bad file descriptor"):
+    with pytest.raises(OSError, match="-1 is no fd"):
         usrbio.File(-1)
     with pytest.raises(ValueError, match="mode 'a': give one of r, r\\+"):
         usrbio.File(tmp_path / "f", "a")

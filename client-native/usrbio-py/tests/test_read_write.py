@@ -34,7 +34,7 @@ def test_any_array_of_integers_names_the_parts(make, ring, iov, file, content):
     assert isinstance(results, array)
     assert results.typecode == "q"
     memory = memoryview(iov)
-    for offset, length, place in zip(offsets, lengths, places):
+    for offset, length, place in zip(offsets, lengths, places, strict=True):
         assert memory[place : place + length] == content[offset : offset + length]
 
 
@@ -109,9 +109,7 @@ def test_a_file_comes_from_a_path_an_fd_or_an_open_file(mode, ring, iov, path, c
 def test_batches_in_flight_together_keep_their_results_apart(ring, mount, file, content):
     """Several batches may be in flight; each is waited for by itself, in any order."""
     with usrbio.Iov(mount, 50 * BLOCK) as iov:
-        batches = [
-            ring.submit(file, [i * BLOCK], 100 + i, iov, [i * BLOCK]) for i in range(50)
-        ]
+        batches = [ring.submit(file, [i * BLOCK], 100 + i, iov, [i * BLOCK]) for i in range(50)]
         for i in reversed(range(50)):
             assert list(batches[i].wait()) == [100 + i]
             assert batches[i].done()

@@ -1,4 +1,4 @@
-"""3FS's Python interface to USRBIO rings, one request a call. `usrbio.Ring` takes whole arrays, and is faster for it.
+"""3FS's Python interface to USRBIO rings, one request a call; `usrbio.Ring` takes whole arrays.
 
 Names, arguments and results are 3FS's; the page "For users of hf3fs_fuse.io" lists what is fixed.
 """
@@ -92,8 +92,8 @@ class ioring:
         """Queues a read or write of all bytes of `iov`, at byte `off` of the registered file `fd`.
 
         Raises:
-            OSError: EINVAL, wrong direction or no bytes; EBADF, not registered; EACCES, the file is not open for it; EAGAIN,
-                the ring is full; ECHILD, the ring was made before a fork.
+            OSError: EINVAL, wrong direction or no bytes; EBADF, not registered; EACCES, the file is not open
+                for it; EAGAIN, the ring is full; ECHILD, the ring was made before a fork.
         """
         return self.ior.prepare(iov, read, fd, off, userdata)
 
@@ -106,8 +106,8 @@ class ioring:
     ) -> list[_native.iovec]:
         """The iovecs of completed requests, with `result` (bytes or -errno: look at it) and `userdata` set.
 
-        At most `max_results` of them, or `min_results` or 1 if that is more; it waits for `min_results`, for `timeout` (seconds
-        or a timedelta) or as long as it takes.
+        At most `max_results` of them, or `min_results` or 1 if that is more; it waits for `min_results`, for
+        `timeout` (seconds or a timedelta) or as long as it takes.
         """
         return self.ior.wait(max_results=max_results, min_results=min_results, timeout=timeout)
 
@@ -123,7 +123,7 @@ def make_iovec(shm: SharedMemory, hf3fs_mount_point: str, block_size: int = 0, n
     Args:
         shm: the memory.
         hf3fs_mount_point: whose daemon.
-        block_size: bytes that the daemon registers at a time, which no request may straddle; 0 for all at once.
+        block_size: bytes that the daemon registers at a time, and no request may straddle; 0 for all at once.
         numa: has no effect here.
     """
     name = str(uuid.uuid4())
@@ -160,8 +160,8 @@ def make_ioring(
         hf3fs_mount_point: the mount whose files it is for.
         entries: requests that may be in flight.
         for_read: for reads, or else for writes.
-        io_depth: 0, the daemon takes what is there; n, it waits until n requests are queued, for ever; -n, it takes up to n and
-            waits for more until `timeout`.
+        io_depth: 0, the daemon takes what is there; n, it waits until n requests are queued, for ever; -n, it
+            takes up to n and waits for more until `timeout`.
         priority: an `IorPriority`.
         timeout: for a negative `io_depth`, in milliseconds.
         numa: NUMA node of the ring's memory; negative for any.
@@ -173,7 +173,7 @@ def make_ioring(
 
 
 def punch_hole(file: str | int, start: list[int], end: list[int], flags: int = 0) -> None:
-    """Frees the blocks of the byte ranges `start[i]` to `end[i]` (not included) of a file, given by name or fd."""
+    """Frees the blocks of bytes `start[i]` to `end[i]` (not included) of a file, given by name or fd."""
     if isinstance(file, int):
         _native.punch_hole(file, start, end, flags)
         return
@@ -200,8 +200,8 @@ def read_file(
         block_size: bytes of a block, and of shared memory, unless the file is smaller.
         off: where to start, in bytes.
         priority: an `IorPriority`.
-        cb: called with each block and its offset; it may answer an int (go on there), True (stop) or nothing (go on behind the
-            block).
+        cb: called with each block and its offset; it may answer an int (go on there), True (stop) or nothing
+            (go on behind the block).
 
     Returns:
         The bytes from `off` on, or None if there is a `cb`.

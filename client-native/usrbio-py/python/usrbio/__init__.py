@@ -1,8 +1,8 @@
 """Batched, zero-copy file I/O through 3FS's USRBIO rings.
 
-A `Mount` is a mount of type ``fuse.hf3fs``: 3FS's own, or a directory that ``usrbio serve`` serves. An `Iov` is a buffer in
-shared memory that the daemon reads and writes directly. A `Ring` takes whole arrays of requests in one call. A `File` is a
-file of the mount that requests may name.
+A `Mount` is a mount of type ``fuse.hf3fs``: 3FS's own, or a directory that ``usrbio serve`` serves. An `Iov`
+is a buffer in shared memory that the daemon reads and writes directly. A `Ring` takes whole arrays of
+requests in one call. A `File` is a file of the mount that requests may name.
 
     import numpy as np
     import usrbio
@@ -17,8 +17,8 @@ file of the mount that requests may name.
         ring.read(file, offsets, 4096, iov)  # 128 reads, one call, no GIL
         records = np.frombuffer(iov, np.uint8).reshape(128, 4096)  # no copy
 
-Errors. A wrong argument is a `TypeError`, `ValueError` or `OverflowError`, and nothing of the batch is done. What the
-system refuses is an `OSError` with its errno; among them:
+Errors. A wrong argument is a `TypeError`, `ValueError` or `OverflowError`, and nothing of the batch is done.
+What the system refuses is an `OSError` with its errno; among them:
 
     RequestError          some requests of a batch failed; it has the results of all
     PermissionError       EACCES: the file is not open for this direction
@@ -30,7 +30,8 @@ system refuses is an `OSError` with its errno; among them:
     OSError EIO           the daemon broke the ring's protocol; make the ring anew
     TimeoutError          the batch is still in flight
 
-Fork and spawn. A ring belongs to the process that made it: make rings and Iovs in a DataLoader's worker, not before.
+Fork and spawn. A ring belongs to the process that made it: make rings and Iovs in a DataLoader's worker, not
+before.
 """
 
 from usrbio._errors import RequestError

@@ -15,8 +15,8 @@ _HINTS = {
 class RequestError(OSError):
     """Some requests of a batch failed. All of them are complete.
 
-    `errno` and `index` are of the first one that failed. `results` is the array that the call would have returned: bytes
-    moved, or ``-errno`` for those that failed.
+    `errno` and `index` are of the first one that failed. `results` is the array that the call would have
+    returned: bytes moved, or ``-errno`` for those that failed.
     """
 
     def __init__(self, results: "array[int]", index: int) -> None:

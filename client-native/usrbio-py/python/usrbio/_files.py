@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
@@ -43,7 +44,7 @@ class Mount:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(_usrbio.mount_point(os.fspath(path)))
-        self.device = os.stat(self.path).st_dev
+        self.device = Path(self.path).stat().st_dev
 
     def __enter__(self) -> "Mount":
         return self
@@ -59,7 +60,8 @@ class File(_usrbio.File):
     """A file of a mount, as requests name it.
 
     Args:
-        source: a path, which is opened; or an open file or fd, which stays the caller's and may be closed afterwards.
+        source: a path, which is opened; or an open file or fd, which stays the caller's and may be closed
+            afterwards.
         mode: for a path, as for `open`: ``r``, ``r+``, ``w``, ``w+``, ``x`` or ``x+``. Data is bytes, always.
 
     Raises:

@@ -13,9 +13,10 @@ _CPU = (1, 0)
 class Iov(_usrbio.Iov):
     """A buffer that the daemon reads and writes directly.
 
-    It is a buffer of writable bytes to Python (`memoryview`, `numpy.frombuffer`, `torch.frombuffer`) and a tensor of uint8
-    to DLPack (`numpy.from_dlpack`, `torch.from_dlpack`), of shape ``(size,)``, without a copy. Its memory stays for as long
-    as a view of it or a request on it lives, whatever is closed or collected before.
+    It is a buffer of writable bytes to Python (`memoryview`, `numpy.frombuffer`, `torch.frombuffer`) and a
+    tensor of uint8 to DLPack (`numpy.from_dlpack`, `torch.from_dlpack`), of shape ``(size,)``, without a
+    copy. Its memory stays for as long as a view of it or a request on it lives, whatever is closed or
+    collected before.
 
     Args:
         mount: the mount that it is for.

@@ -1,4 +1,4 @@
-"""Tells asyncio of completions: a thread that waits, because a ring has nothing that `select` could wait for."""
+"""Tells asyncio of completions: a thread that waits, since `select` cannot wait for a ring."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from usrbio import _usrbio
 
 _LINGER = 0.05
-"""Seconds that the thread stays without work. It is no daemon thread, so the interpreter waits as long at its exit."""
+"""Seconds that the thread stays without work. At its exit the interpreter waits for it."""
 
 _SILENCE = 1.0
 """Seconds without a completion after which the daemon is asked whether it is still there."""

@@ -29,7 +29,7 @@ class Ring:
 
     Args:
         mount: the mount whose files it is for.
-        depth: requests that may be in flight, 1 or more. A batch may have more: they follow as others complete.
+        depth: requests that may be in flight, 1 or more. What a batch has more of follows as others complete.
         read: for reads, or else for writes.
 
     Raises:
@@ -62,11 +62,12 @@ class Ring:
             offsets: where in the file, in bytes; shape ``(n,)``.
             lengths: how many bytes; shape ``(n,)``, or one number for all.
             iov: where to.
-            iov_offsets: where in the Iov, in bytes; shape ``(n,)``. Left out, the parts lie one after another.
+            iov_offsets: where in the Iov, in bytes; shape ``(n,)``. By default, one part after another.
 
         Returns:
-            The bytes read of each request, an array of int64 of shape ``(n,)``. Fewer than asked for only at the end of
-            the file (or before a hole that reaches it); bytes of the Iov beyond them are as they were.
+            The bytes read of each request, an array of int64 of shape ``(n,)``. Fewer than asked for at the
+            end of the file, or where the rest of the request is a hole; bytes of the Iov beyond them are as
+            they were.
 
         Raises:
             RequestError: some requests failed; the error has the results of all.
@@ -88,7 +89,8 @@ class Ring:
         """Writes parts of an Iov to a file, and waits for all of them. Arguments and errors as in `read`.
 
         Returns:
-            The bytes written of each request: those asked for. `File.sync` makes the file's length exact for others.
+            The bytes written of each request: those asked for. `File.sync` makes the file's length exact for
+            others.
         """
         if self._reads:
             raise io.UnsupportedOperation(
@@ -102,15 +104,16 @@ class Ring:
     def submit(
         self, file: "Files", offsets: "Ints", lengths: "Ints", iov: Iov, iov_offsets: "Ints | None" = None
     ) -> "Batch":
-        """Starts a batch and does not wait for it. Arguments and errors as in `read`; it reads or writes as the ring does.
+        """Starts a batch, a read or a write as the ring is, and does not wait for it.
 
-        The Iov and the files stay until the batch is complete, even when the caller forgets them.
+        Arguments and errors are those of `read`, but for errors of single requests, which `Batch.wait`
+        raises. The Iov and the files stay until the batch is complete, even when the caller forgets them.
         """
         return Batch(self._core.submit(file, offsets, lengths, iov, iov_offsets), self._notifier)
 
     @property
     def closed(self) -> bool:
-        """Was it closed?"""
+        """Whether it was closed."""
         return self._core.closed
 
     def close(self) -> None:
@@ -139,7 +142,8 @@ class Ring:
 
     def __repr__(self) -> str:
         state = " closed" if self.closed else ""
-        return f"<usrbio.Ring of {self.depth} {'reads' if self._reads else 'writes'} on {self.mount.path!r}{state}>"
+        kind = "reads" if self._reads else "writes"
+        return f"<usrbio.Ring of {self.depth} {kind} on {self.mount.path!r}{state}>"
 
 
 class Batch:

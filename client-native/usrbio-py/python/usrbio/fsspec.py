@@ -5,8 +5,8 @@
     with fsspec.open("usrbio:///mnt/data/train.bin") as file:
         head = file.read(4096)
 
-It is the local file system on a USRBIO mount; what it reads goes through a ring. `UsrbioFileSystem.cat_ranges`, which
-zarr and others call with many ranges, is one batch.
+It is the local file system on a USRBIO mount; what it reads goes through a ring.
+`UsrbioFileSystem.cat_ranges`, which zarr and others call with many ranges, is one batch.
 """
 
 import os
@@ -32,7 +32,7 @@ _BLOCK = 256 << 10
 
 
 class UsrbioFileSystem(LocalFileSystem):  # type: ignore[misc]
-    """Files of USRBIO mounts, by their absolute paths. Threads may share one; a forked child makes rings of its own.
+    """Files of USRBIO mounts, by their absolute paths. Threads may share one, and so may forked processes.
 
     Writing, listing and the rest are the local file system's: through the mount, as any program's.
     """

@@ -78,11 +78,11 @@ def run(args: argparse.Namespace) -> int:
 
 def measure(path: str, block: int, batch: int, seconds: float) -> list[Line]:
     """Reads `path` in each way, in turns, for about `seconds` each; the first line is the loop of preadv."""
+    blocks = Path(path).stat().st_size // block
+    if blocks == 0:
+        raise ValueError(f"{path} is smaller than one read of {block} bytes")
     with contextlib.ExitStack() as stack:
         ways = dict(_ways(path, block, batch, stack))
-        blocks = Path(path).stat().st_size // block
-        if blocks == 0:
-            raise ValueError(f"{path} is smaller than one read of {block} bytes")
         rates: dict[str, list[float]] = {way: [] for way in ways}
         cpu: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(_ROUNDS):
@@ -104,18 +104,17 @@ def measure(path: str, block: int, batch: int, seconds: float) -> list[Line]:
 
 
 def _ways(path: str, block: int, batch: int, stack: contextlib.ExitStack) -> Iterator[tuple[str, Batch]]:
-    fd = os.open(path, os.O_RDONLY)
-    stack.callback(os.close, fd)
+    mount = usrbio.Mount(path)
+    ring = stack.enter_context(usrbio.Ring(mount, 2 * batch))
+    # First of all: it says when there is not enough memory for so much.
+    iov = stack.enter_context(usrbio.Iov(mount, 2 * batch * block))
+    file = stack.enter_context(usrbio.File(path))
+    fd = file.fileno()
     buffers = [[bytearray(block)] for _ in range(batch)]
 
     def preadv(offsets: "array[int]") -> None:
         for buffer, offset in zip(buffers, offsets, strict=True):
             os.preadv(fd, buffer, offset)
-
-    mount = usrbio.Mount(path)
-    ring = stack.enter_context(usrbio.Ring(mount, 2 * batch))
-    iov = stack.enter_context(usrbio.Iov(mount, 2 * batch * block))
-    file = stack.enter_context(usrbio.File(path))
 
     def one_batch(offsets: "array[int]") -> None:
         ring.read(file, offsets, block, iov)

@@ -100,8 +100,8 @@ def _shared_memory() -> Finding:
     return Finding(
         "note",
         what,
-        "an Iov takes all of its size from there; make it larger: annotation kube3fs.io/shm-size on the pod, --shm-size for "
-        "a container, or mount -o remount,size=... /dev/shm",
+        "an Iov takes all of its size from there; make it larger: annotation kube3fs.io/shm-size on the pod, "
+        "--shm-size for a container, or mount -o remount,size=... /dev/shm",
     )
 
 
@@ -132,23 +132,15 @@ def _ring(mount: usrbio.Mount, path: str) -> Iterator[Finding]:
 def _steps(
     mount: usrbio.Mount, path: str, stack: contextlib.ExitStack
 ) -> Iterator[tuple[str, Callable[[], object]]]:
-    made: dict[str, usrbio.Iov | usrbio.Ring] = {}
-
-    def iov() -> None:
-        made["iov"] = stack.enter_context(usrbio.Iov(mount, _BLOCK))
-
-    def ring() -> None:
-        made["ring"] = stack.enter_context(usrbio.Ring(mount, 1))
+    iovs: list[usrbio.Iov] = []
+    rings: list[usrbio.Ring] = []
 
     def read() -> None:
         file = stack.enter_context(_some_file(path))
-        iov, ring = made["iov"], made["ring"]
-        assert isinstance(iov, usrbio.Iov) and isinstance(ring, usrbio.Ring)
-        batch = ring.submit(file, 0, _BLOCK, iov)
-        batch.wait(timeout=10)
+        rings[0].submit(file, 0, _BLOCK, iovs[0]).wait(timeout=10)
 
-    yield "an Iov can be registered", iov
-    yield "a ring can be registered", ring
+    yield "an Iov can be registered", lambda: iovs.append(stack.enter_context(usrbio.Iov(mount, _BLOCK)))
+    yield "a ring can be registered", lambda: rings.append(stack.enter_context(usrbio.Ring(mount, 1)))
     yield "a read through the ring is answered", read
 
 
@@ -173,7 +165,7 @@ def _ring_advice(error: Exception) -> str:
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "give a file below the mount that you may read"
     if code == errno.ENOENT:
-        return "the daemon cannot see this process's /dev/shm: share it with the daemon (bind mount), or use the pod's volume"
+        return "the daemon cannot see this process's /dev/shm: share it with the daemon (bind mount)"
     return ""
 
 

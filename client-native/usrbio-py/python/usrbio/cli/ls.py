@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import socket
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,8 @@ def parse_name(name: str) -> dict[str, Any] | None:
 
 def _objects(point: str) -> list[dict[str, Any]]:
     """Rings and Iovs of this user on the mount at `point`. The daemon shows nobody else's."""
-    parsed = (parse_name(name) for name in sorted(os.listdir(f"{point}/3fs-virt/iovs")))
+    names = sorted(path.name for path in Path(point, "3fs-virt/iovs").iterdir())
+    parsed = map(parse_name, names)
     return [{"mount": point, **found} for found in parsed if found]
 
 
@@ -69,21 +71,28 @@ def _sessions(sockets: list[str] | None) -> list[dict[str, Any]]:
     if sockets is None:
         if os.geteuid() != 0:
             return []
-        sockets = [str(path) for pattern in _SOCKETS for path in Path("/run").glob(pattern)]
+        found = (str(path) for pattern in _SOCKETS for path in Path("/run").glob(pattern))
+        sockets = [path for path in found if _somebody_listens(path)]
     usrbiod = find_usrbiod()
     sessions: list[dict[str, Any]] = []
-    for socket in sockets:
+    for path in sockets:
         listed = subprocess.run(
-            [usrbiod, "list", "--json", "--socket", socket],
+            [usrbiod, "list", "--json", "--socket", path],
             capture_output=True,
             text=True,
             check=False,
             timeout=30,
         )
         if listed.returncode != 0:
-            raise OSError(f"{socket}: {listed.stderr.strip()}")
-        sessions += ({"socket": socket, **session} for session in json.loads(listed.stdout))
+            raise OSError(f"{path}: {listed.stderr.strip()}")
+        sessions += ({"socket": path, **session} for session in json.loads(listed.stdout))
     return sessions
+
+
+def _somebody_listens(path: str) -> bool:
+    """Or else a daemon that is dead left it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        return probe.connect_ex(path) == 0
 
 
 def _report(sessions: list[dict[str, Any]], objects: list[dict[str, Any]]) -> str:

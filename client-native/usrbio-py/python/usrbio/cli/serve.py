@@ -2,8 +2,9 @@
 
 import argparse
 import os
+import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from usrbio.cli._common import add_command, find_usrbiod
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """  sudo usrbio serve /srv/data /mnt/data
   sudo usrbio serve /srv/data /mnt/data --read-only
+  sudo usrbio serve --detach /srv/data /mnt/data && usrbio bench /mnt/data; sudo umount /mnt/data
 """
 
 
@@ -28,15 +30,36 @@ def add_to(commands: "Commands") -> None:
         action="store_true",
         help="do not let the kernel read and write the files by itself",
     )
+    parser.add_argument(
+        "--detach", action="store_true", help="come back when the mount is there; umount ends it"
+    )
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> NoReturn:
-    """Becomes the daemon: signals and the exit status are its own."""
+def run(args: argparse.Namespace) -> int:
+    """Serves until Ctrl-C, or until somebody unmounts."""
     usrbiod = find_usrbiod()
     if os.geteuid() == 0:  # or else the daemon says what is missing, and nothing was made
         for path in (args.dir, args.mountpoint):
             Path(path).mkdir(parents=True, exist_ok=True)
-    command = ["usrbiod", "serve", args.dir, args.mountpoint]
+    command = [usrbiod, "serve", args.dir, args.mountpoint]
     command += ["--read-only"] * args.read_only + ["--no-passthrough"] * args.no_passthrough
-    os.execv(usrbiod, command)
+    if not args.detach:
+        # Becomes the daemon: signals and the exit status are its own.
+        os.execv(usrbiod, command)  # noqa: S606 -- no shell is wanted
+    return _detached(command, args.mountpoint)
+
+
+def _detached(command: list[str], mountpoint: str) -> int:
+    # What it says later would come between the lines of whatever runs here then: only what is wrong may.
+    environment = {"RUST_LOG": "error", **os.environ}
+    daemon = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment, start_new_session=True
+    )
+    assert daemon.stdout is not None  # noqa: S101 -- for the type checker
+    if not daemon.stdout.readline():
+        return daemon.wait()
+    print(f"serving {command[2]} at {mountpoint}; umount {mountpoint} ends it")
+    # It goes on without us.
+    daemon.returncode = 0
+    return 0
