@@ -25,7 +25,8 @@ def read(path: str, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         assert sum(results) == 16 * len(offsets)  # noqa: S101
         batch: usrbio.Batch = ring.submit([file, file], [0, 16], array("q", [16, 16]), iov, range(0, 32, 16))
         assert list(asyncio.run(result(batch))) == [16, 16]  # noqa: S101
-        return np.frombuffer(memoryview(iov), np.uint8).copy()
+        copies: npt.NDArray[np.uint8] = np.frombuffer(memoryview(iov), np.uint8).copy()
+        return copies
 
 
 async def result(batch: usrbio.Batch) -> "array[int]":

@@ -195,7 +195,7 @@ impl Batches {
             if left.is_zero() {
                 return Ok(false);
             }
-            if let Some(_turn) = self.take_turn(left) {
+            if let Some(_turn) = self.take_turn(&is_over, left) {
                 self.reap(left)?;
             }
         }
@@ -205,7 +205,7 @@ impl Batches {
     /// Takes completions that are there, without waiting.
     pub fn poll(&self) -> Result<(), Error> {
         self.check()?;
-        match self.take_turn(Duration::ZERO) {
+        match self.take_turn(|| false, Duration::ZERO) {
             Some(_turn) => self.reap(Duration::ZERO),
             None => Ok(()),
         }
@@ -216,9 +216,15 @@ impl Batches {
         lock(&self.queue).batches.is_empty()
     }
 
-    /// The right to take completions; `None` when another thread has it, after it found some or `patience` is over.
-    fn take_turn(&self, patience: Duration) -> Option<TurnGuard<'_>> {
+    /// The right to take completions; `None` when `is_over`, or when another thread has it, after that one found some or
+    /// `patience` is over.
+    fn take_turn(&self, is_over: impl Fn() -> bool, patience: Duration) -> Option<TurnGuard<'_>> {
         let mut turn = lock(&self.turn);
+        // With the lock held: who had the turn before may have found what this thread waits for, and nobody would tell
+        // it again. Who has it now cannot end it, and wake the waiting, before this thread waits.
+        if is_over() {
+            return None;
+        }
         if !turn.taken {
             turn.taken = true;
             return Some(TurnGuard(self));

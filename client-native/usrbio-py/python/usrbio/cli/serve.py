@@ -1,8 +1,11 @@
 """`usrbio serve`: the daemon on a directory of this machine."""
 
 import argparse
+import contextlib
 import os
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,14 +54,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _detached(command: list[str], mountpoint: str) -> int:
-    # What it says later would come between the lines of whatever runs here then: only what is wrong may.
     environment = {"RUST_LOG": "error", **os.environ}
-    daemon = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment, start_new_session=True
-    )
-    assert daemon.stdout is not None  # noqa: S101 -- for the type checker
-    if not daemon.stdout.readline():
-        return daemon.wait()
+    # Not our stderr: who reads that to its end would wait for the daemon's.
+    with tempfile.TemporaryFile() as said:
+        daemon = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            env=environment,
+            start_new_session=True,
+        )
+        with daemon.stdout or contextlib.nullcontext() as ready:
+            if not ready or not ready.readline():
+                status = daemon.wait()
+                said.seek(0)
+                sys.stderr.write(said.read().decode(errors="replace"))
+                return status
     print(f"serving {command[2]} at {mountpoint}; umount {mountpoint} ends it")
     # It goes on without us.
     daemon.returncode = 0
