@@ -16,7 +16,7 @@ _DAY = 24 * 3600
 
 
 def made(path: Path, make: Callable[[Path], None]) -> Path:
-    """`path`, after `make` has made it where it was not there: in another place, so that it is there whole or not."""
+    """`path`. Where there is none, `make` makes it, elsewhere at first: it is there whole or not at all."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(path.parent / "lock"):

@@ -1,7 +1,8 @@
 """What a cluster takes from the machine, and giving it back: folders, cgroups, sysctls, processes.
 
-Everything else lies in namespaces, which end with their last process. A cluster whose runner was killed is found by
-its folder and swept by the next command. All of it happens under one lock: clusters may run side by side.
+Everything else lies in namespaces, which end with their last process. A cluster whose runner was killed is
+found by its folder and swept by the next command. All of it happens under one lock: clusters may run side
+by side.
 """
 
 import fcntl
@@ -143,7 +144,7 @@ def _destroy(name: str) -> None:
     _kill(name)
     for root in hierarchies():
         for path, _, _ in os.walk(root / f"kube3fs-{name}", topdown=False):
-            os.rmdir(path)
+            Path(path).rmdir()
     # Its mounts went with its namespaces; what lies in the folder is the cluster's own.
     shutil.rmtree(folder(name), ignore_errors=True)
 
@@ -159,7 +160,9 @@ def _kill(name: str) -> None:
     deadline = time.monotonic() + 30
     while pids := processes(name):
         if time.monotonic() > deadline:
-            raise ClusterError(f"processes {', '.join(map(str, sorted(pids)))} do not end: is a mount of theirs stuck?")
+            raise ClusterError(
+                f"processes {', '.join(map(str, sorted(pids)))} do not end: is a mount of theirs stuck?"
+            )
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

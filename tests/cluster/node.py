@@ -5,7 +5,6 @@ namespaces and is started by inside.py.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -36,14 +35,26 @@ def spawn(spec: Spec, node: Node) -> subprocess.Popen[bytes]:
 
     Must run before this namespace's own mounts are made: the new one starts with a copy of them.
     """
-    argv = ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
+    argv = [
+        "unshare",
+        "--net",
+        "--mount",
+        "--uts",
+        "--ipc",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "--kill-child=KILL",
+    ]
     argv += ["--propagation", "private", sys.executable, "-m", __name__, spec.state, str(node.number)]
     log = spec.folder / "logs" / f"{node.name}.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True)
-    own = os.readlink("/proc/self/ns/net")
+        process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+        )
+    own = Path("/proc/self/ns/net").readlink()
     deadline = time.monotonic() + 10
-    while os.readlink(f"/proc/{process.pid}/ns/net") == own:
+    while Path(f"/proc/{process.pid}/ns/net").readlink() == own:
         if process.poll() is not None or time.monotonic() > deadline:
             raise ClusterError(f"{node.name} got no namespaces: {log.read_text().strip()}")
         time.sleep(0.01)
@@ -100,7 +111,11 @@ def _up(node: Node) -> None:
 
 
 def _ip(*argv: str) -> None:
-    run(["ip", *argv], timeout=10, advice="this kernel must offer network namespaces with bridges and veth links")
+    run(
+        ["ip", *argv],
+        timeout=10,
+        advice="this kernel must offer network namespaces with bridges and veth links",
+    )
 
 
 def main() -> None:

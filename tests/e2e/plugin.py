@@ -1,6 +1,6 @@
 """A CSI node driver and a device plugin, as small as the kubelet takes them. Runs in a privileged pod.
 
-Its driver mounts a tmpfs; its devices are CDI names. PYTHONPATH holds stubs made from the pinned .proto files.
+Its driver mounts a tmpfs; its device is a CDI name. PYTHONPATH holds stubs made from the pinned .proto files.
 """
 
 import json
@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from deviceplugin import api_pb2 as device
+from deviceplugin import api_pb2_grpc as device_grpc
+from pluginregistration import api_pb2 as registration
+from pluginregistration import api_pb2_grpc as registration_grpc
+
 from csi import csi_pb2, csi_pb2_grpc
-from deviceplugin import api_pb2 as device, api_pb2_grpc as device_grpc
-from pluginregistration import api_pb2 as registration, api_pb2_grpc as registration_grpc
 
 DRIVER = "shm.e2e.kube3fs.io"
 RESOURCE = "e2e.kube3fs.io/device"

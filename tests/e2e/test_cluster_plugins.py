@@ -7,7 +7,17 @@ from pathlib import Path
 import grpc_tools
 import pytest
 from grpc_tools import protoc
-from tests.e2e.kube import SLEEP, Cluster, ExecFailed, Manifest, Namespace, privileged_pod, restricted_pod, wait_for
+
+from tests.e2e.kube import (
+    SLEEP,
+    Cluster,
+    ExecFailed,
+    Manifest,
+    Namespace,
+    privileged_pod,
+    restricted_pod,
+    wait_for,
+)
 
 NODE = "node-1"
 DRIVER = "shm.e2e.kube3fs.io"
@@ -25,7 +35,13 @@ def plugin(cluster: Cluster, system_namespace: Namespace, tmp_path: Path) -> Ite
     """plugin.py runs on NODE, known to its kubelet as a CSI driver and as a device plugin."""
     protos = Path(os.environ["KUBE3FS_PROGRAMS"], "protos")
     known = Path(grpc_tools.__file__).parent / "_proto"
-    command = ["protoc", f"-I{protos}", f"-I{known}", f"--python_out={tmp_path}", f"--grpc_python_out={tmp_path}"]
+    command = [
+        "protoc",
+        f"-I{protos}",
+        f"-I{known}",
+        f"--python_out={tmp_path}",
+        f"--grpc_python_out={tmp_path}",
+    ]
     assert protoc.main([*command, *map(str, protos.glob("*/*.proto"))]) == 0
     volumes, mounts = zip(
         _host_path("kubelet", "/var/lib/kubelet", "Bidirectional"),
@@ -34,14 +50,14 @@ def plugin(cluster: Cluster, system_namespace: Namespace, tmp_path: Path) -> Ite
         _host_path("code", str(Path(__file__).parent)),
         strict=True,
     )
-    driver = {
+    # Restricted pods may use an inline volume of a driver that says so.
+    restricted = {"security.kubernetes.io/csi-ephemeral-volume-profile": "restricted"}
+    driver: Manifest = {
         "apiVersion": "storage.k8s.io/v1",
         "kind": "CSIDriver",
-        "metadata": {"name": DRIVER},
+        "metadata": {"name": DRIVER, "labels": restricted},
         "spec": {"attachRequired": False, "podInfoOnMount": True, "volumeLifecycleModes": ["Ephemeral"]},
     }
-    # Restricted pods may use an inline volume of a driver that says so.
-    driver["metadata"]["labels"] = {"security.kubernetes.io/csi-ephemeral-volume-profile": "restricted"}
     cluster.apply(driver)
     container = {"volumeMounts": mounts, "env": [{"name": "PYTHONPATH", "value": str(tmp_path)}]}
     script = str(Path(__file__).with_name("plugin.py"))
@@ -76,22 +92,24 @@ def test_inline_volume_is_the_pods_shared_memory(plugin: Namespace, namespace: N
     namespace.exec("user", "sh", "-c", "echo hello > /dev/shm/word", container="main")
     assert namespace.exec("user", "cat", "/dev/shm/word", container="second") == "hello\n"
     with pytest.raises(ExecFailed, match="No space left on device"):
-        namespace.exec("user", "dd", "if=/dev/zero", "of=/dev/shm/full", "bs=1M", "count=17", container="main")
+        namespace.exec(
+            "user", "dd", "if=/dev/zero", "of=/dev/shm/full", "bs=1M", "count=17", container="main"
+        )
     namespace.delete(pod)
     namespace.wait_gone("user")
     assert "e2e-shm" not in plugin.exec("plugin", "cat", "/proc/self/mountinfo")
 
 
 def test_device_reaches_the_container(plugin: Namespace, namespace: Namespace) -> None:
-    """A device plugin that answers with a CDI name gives the container the device, which its cgroup lets it open."""
-    script = "import os, stat; d = os.open('/dev/e2e', os.O_WRONLY); print(os.write(d, b'abc'), os.environ['E2E_DEVICE'])"
+    """A device plugin that answers with a CDI name gives the container a device that it can open."""
+    script = "import os; print(open('/dev/e2e', 'wb').write(b'abc'), os.environ['E2E_DEVICE'])"
     resources = {"resources": {"limits": {RESOURCE: "1"}}}
     namespace.apply(restricted_pod("user", "python3", "-c", script, container=resources))
     assert namespace.wait_done("user") == "3 one\n"
 
 
 def test_bidirectional_mount_reaches_another_pod(system_namespace: Namespace) -> None:
-    """What a privileged pod mounts below a Bidirectional volume appears in a pod that runs already, and goes again."""
+    """What a privileged pod mounts below a Bidirectional volume appears in a pod that runs already."""
     place = "/var/lib/kubelet/e2e-shared"
     for name, make, propagation in (
         ("maker", privileged_pod, "Bidirectional"),

@@ -4,6 +4,7 @@ import json
 import tomllib
 
 import pytest
+
 from tests.cluster import components
 from tests.cluster.spec import Node, Spec, nodes, users
 
@@ -58,7 +59,7 @@ def test_admission_and_authorization_are_those_of_production() -> None:
 
 
 def test_containerd_config_is_valid_and_of_this_node() -> None:
-    """containerd's configuration parses, and names the node's own folders."""
+    """Containerd's configuration parses, and names the node's own folders."""
     config = tomllib.loads(components.containerd_config(SPEC, Node(2)))
     runtime = config["plugins"]["io.containerd.cri.v1.runtime"]
     assert config["root"] == "/state/t/node-2/containerd"

@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+
 from tests.cluster import images
 from tests.cluster.oci import write_image
 
@@ -72,7 +73,7 @@ def test_unreachable_registry_is_no_registry() -> None:
 
 
 def test_oci_image_is_consistent(tmp_path: Path) -> None:
-    """Every blob of a written image has the digest and the size under which it is found; the program is in it."""
+    """Every blob of a written image has the digest and size that it is found by, and the program is in it."""
     program = tmp_path / "hello"
     program.write_bytes(b"\x7fELF")
     write_image(tmp_path / "image.tar", "localhost/hello:1", program)

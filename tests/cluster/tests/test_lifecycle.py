@@ -1,4 +1,4 @@
-"""The command as a user runs it: exit codes, one-line errors, and nothing left behind. Needs root; compiles at need."""
+"""The command as a user runs it: exit codes, one-line errors, and nothing left behind. Needs root."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.cluster import host
 from tests.cluster.paths import NODE_PLACES_IN_MEMORY, NODE_PLACES_ON_DISK, REPOSITORY, STATE
 
@@ -19,7 +20,12 @@ CLUSTER = [sys.executable, "-m", "tests.cluster"]
 def cluster(*argv: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     return subprocess.run(
-        [*CLUSTER, *argv], cwd=REPOSITORY, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=280
+        [*CLUSTER, *argv],
+        cwd=REPOSITORY,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
 
 
@@ -33,7 +39,9 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
 def taken(name: str) -> list[str]:
     """What of the machine the cluster `name` still holds."""
     groups = [str(path) for root in host.hierarchies() for path in root.glob(f"kube3fs-{name}")]
-    mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"clusters/{name}" in line]
+    mounts = [
+        line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"clusters/{name}" in line
+    ]
     return [*groups, *mounts, *(str(path) for path in [host.folder(name)] if path.exists())]
 
 
@@ -42,12 +50,25 @@ def machine() -> Iterator[None]:
     """Afterwards the machine is as before, unless another cluster runs on it."""
 
     def seen() -> dict[str, object]:
-        links = [line.split(": ")[1] for line in subprocess.check_output(["ip", "-o", "link"], text=True).splitlines()]
-        sysctls = {name: Path("/proc/sys", name).read_text() for name in host.SYSCTLS if Path("/proc/sys", name).exists()}
+        links = [
+            line.split(": ")[1]
+            for line in subprocess.check_output(["ip", "-o", "link"], text=True).splitlines()
+        ]
+        sysctls = {
+            name: Path("/proc/sys", name).read_text()
+            for name in host.SYSCTLS
+            if Path("/proc/sys", name).exists()
+        }
         places = [place for place in (*NODE_PLACES_ON_DISK, *NODE_PLACES_IN_MEMORY) if Path(place).exists()]
         mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         ours = [place for place in places if place in mounts]
-        return {"links": links, "sysctls": sysctls, "places": places, "mounted places": ours, "state": STATE.exists()}
+        return {
+            "links": links,
+            "sysctls": sysctls,
+            "places": places,
+            "mounted places": ours,
+            "state": STATE.exists(),
+        }
 
     alone = not host.names()
     before = seen()
@@ -61,7 +82,10 @@ def test_run_passes_output_and_exit_code_on_and_leaves_nothing() -> None:
     """`run` gives the command a working kubectl, returns its exit code, and takes everything down."""
     script = "echo $PPID; kubectl get nodes -o name; exit 7"
     process = subprocess.Popen(
-        [*CLUSTER, "run", "--nodes=2", "--", "sh", "-c", script], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+        [*CLUSTER, "run", "--nodes=2", "--", "sh", "-c", script],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     output, _ = process.communicate(timeout=280)
     assert process.returncode == 7
@@ -71,9 +95,12 @@ def test_run_passes_output_and_exit_code_on_and_leaves_nothing() -> None:
 
 @pytest.mark.usefixtures("machine")
 def test_next_run_cleans_up_after_a_killed_one() -> None:
-    """SIGKILL of the runner ends the cluster at once; what is left on the machine goes with the next command."""
+    """SIGKILL of the runner ends the cluster; what it leaves on the machine goes with the next run."""
     with subprocess.Popen(
-        [*CLUSTER, "run", "--", "sh", "-c", "echo up; sleep 1000"], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+        [*CLUSTER, "run", "--", "sh", "-c", "echo up; sleep 1000"],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
@@ -91,7 +118,10 @@ def test_next_run_cleans_up_after_a_killed_one() -> None:
 def test_terminated_runner_cleans_up_itself() -> None:
     """SIGTERM ends the command and the cluster in the ordinary way."""
     with subprocess.Popen(
-        [*CLUSTER, "run", "--", "sh", "-c", "echo up; exec sleep 1000"], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+        [*CLUSTER, "run", "--", "sh", "-c", "echo up; exec sleep 1000"],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
@@ -110,7 +140,7 @@ def test_timeout_ends_the_command_with_124() -> None:
 
 @pytest.mark.usefixtures("machine")
 def test_cluster_that_stays_is_used_from_outside_and_ended() -> None:
-    """`up` leaves a cluster whose kubeconfig works on the machine; shell, logs and down find it by its name."""
+    """`up` leaves a cluster whose kubeconfig works outside; shell, logs and down find it by its name."""
     name = f"test-{os.getpid()}"
     try:
         up = cluster("up", "--name", name)
@@ -146,7 +176,17 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_not_root_is_said() -> None:
     """Who is not root is told to be."""
-    argv = ["setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/python3", "-m", "tests.cluster", "run", "--", "true"]
+    argv = [
+        "setpriv",
+        "--reuid=65534",
+        "--clear-groups",
+        "/usr/bin/python3",
+        "-m",
+        "tests.cluster",
+        "run",
+        "--",
+        "true",
+    ]
     done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=30)
     assert "needs root" in one_line(done)
 
@@ -186,7 +226,11 @@ def test_unknown_feature_gate_is_said() -> None:
 
 def test_module_proxy_that_does_not_answer_is_said(tmp_path: Path) -> None:
     """Compiling without the Go module proxy says which address does not answer."""
-    nowhere = {"GOPROXY": "http://127.0.0.1:1", "GOMODCACHE": str(tmp_path / "modules"), "XDG_CACHE_HOME": str(tmp_path)}
+    nowhere = {
+        "GOPROXY": "http://127.0.0.1:1",
+        "GOMODCACHE": str(tmp_path / "modules"),
+        "XDG_CACHE_HOME": str(tmp_path),
+    }
     line = one_line(cluster("build", env=nowhere))
     assert "127.0.0.1:1" in line
     assert "connection refused" in line

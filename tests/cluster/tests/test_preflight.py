@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from tests.cluster.preflight import CONTROLLERS, NAMESPACES, Machine, problems, see
 
 GOOD = Machine(
@@ -25,9 +26,15 @@ def test_good_machine_has_no_problems() -> None:
     [
         pytest.param(replace(GOOD, user=1000), "this needs root: run it with sudo", id="not-root"),
         pytest.param(replace(GOOD, python=(3, 9)), "this needs Python 3.11 or later", id="old-python"),
-        pytest.param(replace(GOOD, file_systems=frozenset({"ext4"})), "no overlay file system", id="no-overlay"),
-        pytest.param(replace(GOOD, controllers=frozenset({"cpu"})), "cgroup controller cpuset, memory", id="no-cgroup"),
-        pytest.param(replace(GOOD, namespaces=frozenset({"mnt", "net"})), "type ipc, pid, uts", id="no-namespace"),
+        pytest.param(
+            replace(GOOD, file_systems=frozenset({"ext4"})), "no overlay file system", id="no-overlay"
+        ),
+        pytest.param(
+            replace(GOOD, controllers=frozenset({"cpu"})), "cgroup controller cpuset, memory", id="no-cgroup"
+        ),
+        pytest.param(
+            replace(GOOD, namespaces=frozenset({"mnt", "net"})), "type ipc, pid, uts", id="no-namespace"
+        ),
         pytest.param(replace(GOOD, free_gib=1), "1 GiB free and a cluster needs 2", id="no-disk"),
     ],
 )
