@@ -153,8 +153,13 @@ bench-python: wheels build ## Benchmark the Python package beside the C client a
 	$(TOOLS)/usrbio-bench/bin/python tests/bench/python $(ARGS)
 
 .PHONY: demo
-demo: go images ## See a restricted pod run on a Kubernetes of its own: half a minute once everything is built
-	$(CLUSTER) run -- tests/demo.sh
+demo: demo-down go images ## Install, claim, train, compare and kill, on a Kubernetes of its own; 90 seconds once built
+	$(CLUSTER) up --name demo >/dev/null
+	$(CLUSTER) shell --name demo -- tests/demo.sh
+
+.PHONY: demo-down
+demo-down: ## End the Kubernetes of make demo
+	@$(CLUSTER) down --name demo 2>/dev/null || true
 
 .PHONY: test-cluster
 test-cluster: go images ## The test Kubernetes itself, then the end-to-end tests on two nodes: 5 minutes once built
