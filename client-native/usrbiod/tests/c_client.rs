@@ -1,8 +1,9 @@
 //! A C program that knows nothing but 3FS's header, against a live daemon.
 
-mod served;
+mod common;
 
-use served::{Served, succeed};
+use common::served::Served;
+use common::{disk_dir, succeed};
 use std::path::Path;
 use std::process::Command;
 
@@ -12,7 +13,7 @@ fn a_c_program_reads_and_writes_through_rings_of_the_daemon() {
     let tests = std::env::current_exe().unwrap();
     let library = tests.with_file_name("libusrbio_capi.so");
     assert!(library.exists(), "{library:?} is missing; `cargo test --workspace` builds it");
-    let dir = served::disk_dir();
+    let dir = disk_dir();
     std::os::unix::fs::symlink(library, dir.path().join("libusrbio.so")).unwrap();
     let capi = Path::new(env!("CARGO_MANIFEST_DIR")).join("../usrbio-capi");
     let program = dir.path().join("c_client");

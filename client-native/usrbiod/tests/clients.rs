@@ -1,8 +1,9 @@
 //! Clients that die, at any moment and in any way.
 
-mod served;
+mod common;
 
-use served::{Served, verify_client, wait_until};
+use common::served::{Served, verify_client};
+use common::wait_until;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;

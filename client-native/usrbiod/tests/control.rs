@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{DaemonProcess, is_root, request, wait_until};
+use common::daemon::{DaemonProcess, request};
+use common::wait_until;
 use serde_json::{Value, json};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,9 +26,6 @@ fn attach(name: &str, fds: &[&str]) -> Value {
 
 #[test]
 fn hello_tells_version_ops_and_kernel() {
-    if !is_root() {
-        return;
-    }
     let daemon = DaemonProcess::start();
     let (reply, _) = request(&daemon.connect(), &json!({"op": "hello", "id": 7}), &[]);
     assert_eq!(reply["ok"], true);
@@ -42,14 +40,11 @@ fn hello_tells_version_ops_and_kernel() {
 
 #[test]
 fn every_kind_of_wrong_input_has_its_code_and_the_connection_goes_on() {
-    if !is_root() {
-        return;
-    }
     let daemon = DaemonProcess::start();
     let socket = daemon.connect();
     let refused = |bytes: &[u8], fds: &[OwnedFd]| {
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        let (reply, _) = common::exchange(&socket, bytes, &fds);
+        let (reply, _) = common::daemon::exchange(&socket, bytes, &fds);
         assert_eq!(reply["ok"], false, "{reply}");
         assert!(reply["error"]["message"].as_str().unwrap().len() > 20, "{reply}");
         reply["error"]["code"].as_str().unwrap().to_owned()
@@ -94,9 +89,6 @@ fn every_kind_of_wrong_input_has_its_code_and_the_connection_goes_on() {
 
 #[test]
 fn a_refused_attach_leaves_no_state_file_and_no_fd() {
-    if !is_root() {
-        return;
-    }
     let daemon = DaemonProcess::start();
     let socket = daemon.connect();
     let fds = [fuse(), dir("/")];
@@ -113,9 +105,6 @@ fn a_refused_attach_leaves_no_state_file_and_no_fd() {
 
 #[test]
 fn given_fds_are_closed_when_the_peer_hangs_up_without_attaching() {
-    if !is_root() {
-        return;
-    }
     let daemon = DaemonProcess::start();
     let asker = daemon.connect();
     request(&asker, &json!({"op": "hello"}), &[]);
@@ -133,9 +122,6 @@ fn given_fds_are_closed_when_the_peer_hangs_up_without_attaching() {
 
 #[test]
 fn a_drained_daemon_refuses_sessions_and_still_answers() {
-    if !is_root() {
-        return;
-    }
     let daemon = DaemonProcess::start();
     let socket = daemon.connect();
     let (reply, _) = request(&socket, &json!({"op": "drain"}), &[]);
@@ -150,9 +136,6 @@ fn a_drained_daemon_refuses_sessions_and_still_answers() {
 
 #[test]
 fn the_keepers_connection_takes_no_requests_and_a_newer_keeper_replaces_it() {
-    if !is_root() {
-        return;
-    }
     let daemon = DaemonProcess::start();
     let first = daemon.connect();
     assert_eq!(request(&first, &json!({"op": "keep"}), &[]).0["ok"], true);
@@ -164,9 +147,6 @@ fn the_keepers_connection_takes_no_requests_and_a_newer_keeper_replaces_it() {
 
 #[test]
 fn list_and_fds_of_no_sessions_are_one_empty_message_each() {
-    if !is_root() {
-        return;
-    }
     let daemon = DaemonProcess::start();
     let socket = daemon.connect();
     let (reply, fds) = request(&socket, &json!({"op": "list"}), &[]);
@@ -179,9 +159,6 @@ fn list_and_fds_of_no_sessions_are_one_empty_message_each() {
 
 #[test]
 fn the_socket_is_for_its_owner_only_and_goes_with_the_daemon() {
-    if !is_root() {
-        return;
-    }
     let mut daemon = DaemonProcess::start();
     let metadata = std::fs::symlink_metadata(daemon.socket()).unwrap();
     assert!(metadata.file_type().is_socket());
@@ -192,9 +169,6 @@ fn the_socket_is_for_its_owner_only_and_goes_with_the_daemon() {
 
 #[test]
 fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
-    if !is_root() {
-        return;
-    }
     let mut daemon = DaemonProcess::start();
     let second =
         common::usrbiod(&["daemon", "--socket", daemon.socket().to_str().unwrap(), "--state-dir", "/tmp"]);
@@ -220,9 +194,6 @@ fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
 
 #[test]
 fn other_users_are_refused_even_if_they_reach_the_socket() {
-    if !is_root() {
-        return;
-    }
     let daemon = DaemonProcess::start();
     daemon.open_to_everybody();
     let said = common::as_nobody(&["list", "--socket", daemon.socket().to_str().unwrap()]);
@@ -233,9 +204,6 @@ fn other_users_are_refused_even_if_they_reach_the_socket() {
 
 #[test]
 fn the_clients_print_tables_and_json() {
-    if !is_root() {
-        return;
-    }
     let daemon = DaemonProcess::start();
     let socket = daemon.socket();
     let socket = socket.to_str().unwrap();
@@ -254,9 +222,6 @@ fn the_clients_print_tables_and_json() {
 
 #[test]
 fn metrics_are_served_on_a_unix_socket() {
-    if !is_root() {
-        return;
-    }
     let daemon = DaemonProcess::start();
     let answer = daemon.http_get("/metrics");
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");

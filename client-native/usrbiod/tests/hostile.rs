@@ -1,9 +1,10 @@
 //! A client that breaks every rule of the ring protocol, against a live daemon.
 
-mod served;
+mod common;
 
+use common::served::Served;
+use common::wait_until;
 use rustix::mm::{MapFlags, ProtFlags};
-use served::Served;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
@@ -125,7 +126,7 @@ fn correct_read(client: &Client, mount: &Path) {
     };
     let end = ClientRing::new(ring.mem, geometry);
     assert!(end.push(0, &args).unwrap());
-    served::wait_until("a correct request is answered", || {
+    wait_until("a correct request is answered", || {
         client.post();
         end.completed().unwrap() == 1
     });

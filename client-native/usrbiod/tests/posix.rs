@@ -1,8 +1,9 @@
 //! Outside judges of the mount: programs that others wrote to find broken file systems.
 
-mod served;
+mod common;
 
-use served::{Served, disk_dir, run, succeed};
+use common::served::Served;
+use common::{disk_dir, run, succeed};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;

@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{DaemonProcess, LONG, is_root, receive, request, wait_until};
+use common::daemon::{DaemonProcess, receive, request};
+use common::{LONG, wait_until};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -125,9 +126,6 @@ fn inode(fd: impl AsFd) -> (u64, u64) {
 
 #[test]
 fn a_session_is_attached_listed_and_detached_and_nothing_stays() {
-    if !is_root() {
-        return;
-    }
     let daemon = DaemonProcess::start();
     let socket = daemon.connect();
     ok(&request(&socket, &json!({"op": "hello"}), &[]).0);
@@ -163,9 +161,6 @@ fn a_session_is_attached_listed_and_detached_and_nothing_stays() {
 
 #[test]
 fn detach_ends_a_session_whose_mount_is_still_there() {
-    if !is_root() {
-        return;
-    }
     let daemon = DaemonProcess::start();
     let socket = daemon.connect();
     let mounted = Mounted::new();
@@ -180,9 +175,6 @@ fn detach_ends_a_session_whose_mount_is_still_there() {
 
 #[test]
 fn the_keeper_gets_what_is_registered_and_hears_when_it_goes() {
-    if !is_root() {
-        return;
-    }
     let daemon = DaemonProcess::start();
     let (keeper, socket) = (keeper(&daemon), daemon.connect());
     let mounted = Mounted::new();
@@ -207,9 +199,6 @@ fn the_keeper_gets_what_is_registered_and_hears_when_it_goes() {
 
 #[test]
 fn a_killed_daemon_is_succeeded_by_one_that_gets_everything_back() {
-    if !is_root() {
-        return;
-    }
     let mut daemon = DaemonProcess::start();
     let kept = keeper(&daemon);
     let mounted = Mounted::new();
@@ -235,9 +224,6 @@ fn a_killed_daemon_is_succeeded_by_one_that_gets_everything_back() {
 
 #[test]
 fn what_the_peer_does_not_give_back_is_dropped_alone() {
-    if !is_root() {
-        return;
-    }
     let mut daemon = DaemonProcess::start();
     let mounted = Mounted::new();
     ok(&mounted.attach(&daemon.connect(), "s", false));
@@ -254,9 +240,6 @@ fn what_the_peer_does_not_give_back_is_dropped_alone() {
 
 #[test]
 fn a_resume_needs_a_state_of_this_version() {
-    if !is_root() {
-        return;
-    }
     let daemon = DaemonProcess::start();
     let socket = daemon.connect();
     let mounted = Mounted::new();
@@ -272,9 +255,6 @@ fn a_resume_needs_a_state_of_this_version() {
 
 #[test]
 fn a_drained_daemon_hands_its_sessions_over_without_being_killed() {
-    if !is_root() {
-        return;
-    }
     let mut old = DaemonProcess::start();
     let kept = keeper(&old);
     let mounted = Mounted::new();
@@ -301,9 +281,6 @@ fn a_drained_daemon_hands_its_sessions_over_without_being_killed() {
 
 #[test]
 fn a_hundred_idle_sessions_cost_no_threads_and_little_memory() {
-    if !is_root() {
-        return;
-    }
     let daemon = DaemonProcess::start();
     let socket = daemon.connect();
     let mounts: Vec<Mounted> = (0..100).map(|_| Mounted::new()).collect();

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{is_root, usrbiod, wait_until};
+use common::{usrbiod, wait_until};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, symlink};
@@ -131,9 +131,6 @@ fn what_is_wrong_with_the_arguments_is_said_in_one_sentence() {
 
 #[test]
 fn a_user_without_rights_is_told_so() {
-    if !is_root() {
-        return;
-    }
     let dir = layout();
     common::open_to_everybody(dir.path());
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
@@ -143,9 +140,6 @@ fn a_user_without_rights_is_told_so() {
 
 #[test]
 fn files_are_served_and_sigterm_leaves_nothing_behind() {
-    if !is_root() {
-        return;
-    }
     let mut serve = Serve::start(&[]);
     let text = vec![b'x'; 3 << 20];
     fs::write(serve.mnt("file"), &text).unwrap();
@@ -166,9 +160,6 @@ fn files_are_served_and_sigterm_leaves_nothing_behind() {
 
 #[test]
 fn open_files_outlive_the_daemon() {
-    if !is_root() {
-        return;
-    }
     for extra in [&[][..], &["--no-passthrough"]] {
         let serve = Serve::start(extra);
         fs::write(serve.data("read"), vec![7; 1 << 20]).unwrap();
@@ -189,9 +180,6 @@ fn open_files_outlive_the_daemon() {
 
 #[test]
 fn an_open_file_without_a_name_outlives_the_daemon_by_passthrough() {
-    if !is_root() {
-        return;
-    }
     let serve = Serve::start(&[]);
     let file = OpenOptions::new().create_new(true).read(true).write(true).open(serve.mnt("gone")).unwrap();
     fs::remove_file(serve.mnt("gone")).unwrap();
@@ -208,9 +196,6 @@ fn an_open_file_without_a_name_outlives_the_daemon_by_passthrough() {
 
 #[test]
 fn writers_never_notice_that_the_daemon_is_killed_again_and_again() {
-    if !is_root() {
-        return;
-    }
     let serve = Serve::start(&["--no-passthrough"]);
     let path = serve.mnt("steady");
     let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -242,9 +227,6 @@ fn writers_never_notice_that_the_daemon_is_killed_again_and_again() {
 
 #[test]
 fn a_read_only_mount_refuses_changes() {
-    if !is_root() {
-        return;
-    }
     let serve = Serve::start(&["--read-only"]);
     fs::write(serve.data("file"), "text").unwrap();
     assert_eq!(fs::read_to_string(serve.mnt("file")).unwrap(), "text");
@@ -254,9 +236,6 @@ fn a_read_only_mount_refuses_changes() {
 
 #[test]
 fn an_unmount_from_outside_ends_it_in_good_order() {
-    if !is_root() {
-        return;
-    }
     let mut serve = Serve::start(&[]);
     unmount(&serve.dir.path().join("mnt")).unwrap();
     let mut status = None;
@@ -270,9 +249,6 @@ fn an_unmount_from_outside_ends_it_in_good_order() {
 
 #[test]
 fn files_that_are_open_do_not_keep_the_mount() {
-    if !is_root() {
-        return;
-    }
     let mut serve = Serve::start(&["--no-passthrough"]);
     let file = File::create(serve.mnt("busy")).unwrap();
     assert!(common::terminate(&mut serve.child).success());
@@ -284,9 +260,6 @@ fn files_that_are_open_do_not_keep_the_mount() {
 
 #[test]
 fn the_mount_of_a_killed_serve_is_cleaned_by_the_next_one() {
-    if !is_root() {
-        return;
-    }
     let mut serve = Serve::start(&[]);
     let daemon = serve.daemon().unwrap();
     serve.child.kill().unwrap();
@@ -304,9 +277,6 @@ fn the_mount_of_a_killed_serve_is_cleaned_by_the_next_one() {
 
 #[test]
 fn a_mount_point_in_use_is_refused() {
-    if !is_root() {
-        return;
-    }
     let serve = Serve::start(&[]);
     let output = command(serve.dir.path()).output().unwrap();
     refused(&output, 9, "fuse.hf3fs mount");
@@ -315,9 +285,6 @@ fn a_mount_point_in_use_is_refused() {
 
 #[test]
 fn a_daemon_that_dies_again_and_again_is_given_up() {
-    if !is_root() {
-        return;
-    }
     let mut serve = Serve::start(&[]);
     let id = serve.child.id();
     let mut status = None;

@@ -1,9 +1,10 @@
 //! `kill -9` of the daemon under load: a successor goes on, and no client sees an error or a wrong byte.
 
-mod served;
+mod common;
 
+use common::served::{Served, verify_client};
+use common::{disk_dir, wait_until};
 use rustix::fs::{FlockOperation, flock};
-use served::{Served, disk_dir, wait_until};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -163,7 +164,7 @@ fn a_daemon_killed_a_hundred_times_loses_no_file_operation() {
 /// A client in a process of its own, which checks all that it reads through rings.
 fn ring_load(file: PathBuf) -> impl Fn(&AtomicBool, &AtomicU64) + Sync {
     move |stop, progress| {
-        let mut child = served::verify_client(&file).arg("600").spawn().unwrap();
+        let mut child = verify_client(&file).arg("600").spawn().unwrap();
         while !stop.load(Ordering::Relaxed) {
             // Its own time limit for a batch ends it when the daemon does not go on.
             let ended = child.try_wait().unwrap();

@@ -2,15 +2,15 @@
 
 mod common;
 
-use common::{is_root, open_to_everybody, terminate, wait_until};
+use common::served::Served;
+use common::wait_until;
 use rustix::io::Errno;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use usrbio_wire::ioctl::{self, HardlinkArg, MoveArg, PUNCH_HOLE_MAX, PunchHoleArg, RemoveArg};
 use usrbiod::sys::creds::Scope;
 use zerocopy::{FromZeros, IntoBytes};
@@ -18,55 +18,12 @@ use zerocopy::{FromZeros, IntoBytes};
 const USER: u32 = 4321;
 const OTHER: u32 = 4322;
 
-/// `usrbiod serve` of a temporary directory.
-struct Served {
-    child: Child,
-    dir: tempfile::TempDir,
-}
-
-impl Served {
-    /// `None` without root, which mounts need.
-    fn start() -> Option<Served> {
-        if !is_root() {
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        open_to_everybody(dir.path());
-        for sub in ["data", "mnt"] {
-            fs::create_dir(dir.path().join(sub)).unwrap();
-        }
-        fs::set_permissions(dir.path().join("data"), PermissionsExt::from_mode(0o777)).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_usrbiod"));
-        command.arg("serve").arg(dir.path().join("data")).arg(dir.path().join("mnt"));
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let served = Served { child, dir };
-        assert!(line.starts_with("serving "), "{line:?}");
-        Some(served)
-    }
-
-    fn at(&self, path: &str) -> PathBuf {
-        self.dir.path().join("mnt").join(path)
-    }
-
-    fn backing(&self, path: &str) -> PathBuf {
-        self.dir.path().join("data").join(path)
-    }
-
-    fn make_file(&self, path: &str) -> PathBuf {
-        let at = self.at(path);
-        fs::create_dir_all(at.parent().unwrap()).unwrap();
-        fs::write(&at, "x").unwrap();
-        at
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        terminate(&mut self.child);
-        let _ = rustix::mount::unmount(self.dir.path().join("mnt"), rustix::mount::UnmountFlags::DETACH);
-    }
+/// A new file in the mount, and the directories above it.
+fn make_file(served: &Served, path: &str) -> PathBuf {
+    let at = served.at(path);
+    fs::create_dir_all(at.parent().unwrap()).unwrap();
+    fs::write(&at, "x").unwrap();
+    at
 }
 
 /// A file in `/dev/shm`, removed when dropped. It stays open, as a client's does: daemons sweep what nobody uses.
@@ -147,7 +104,7 @@ fn ino(path: &Path) -> u64 {
 
 #[test]
 fn the_tree_has_the_numbers_and_permissions_of_3fs() {
-    let Some(served) = Served::start() else { return };
+    let served = Served::for_everybody();
     let expected = [
         ("3fs-virt", 0xffff_ffff_ffff_fffe_u64, 0o40555),
         ("3fs-virt/rm-rf", 0xffff_ffff_ffff_fffd, 0o40777),
@@ -175,7 +132,7 @@ fn the_tree_has_the_numbers_and_permissions_of_3fs() {
 
 #[test]
 fn an_iov_is_its_owners_and_nobody_elses() {
-    let Some(served) = Served::start() else { return };
+    let served = Served::for_everybody();
     let shm = Shm::new(USER);
     let iovs = served.at("3fs-virt/iovs");
     let key = uuid::Uuid::new_v4().to_string();
@@ -200,7 +157,7 @@ fn an_iov_is_its_owners_and_nobody_elses() {
 
 #[test]
 fn names_and_targets_that_are_none_are_refused() {
-    let Some(served) = Served::start() else { return };
+    let served = Served::for_everybody();
     let shm = Shm::new(0);
     let iovs = served.at("3fs-virt/iovs");
     let id = uuid::Uuid::new_v4().to_string();
@@ -217,7 +174,7 @@ fn names_and_targets_that_are_none_are_refused() {
 
 #[test]
 fn what_a_process_registered_goes_with_it() {
-    let Some(served) = Served::start() else { return };
+    let served = Served::for_everybody();
     let shm = Shm::new(0);
     let link = served.at("3fs-virt/iovs").join(uuid::Uuid::new_v4().to_string());
     // The process that registers is `ln`, which has ended when this returns.
@@ -228,7 +185,7 @@ fn what_a_process_registered_goes_with_it() {
 
 #[test]
 fn a_key_can_be_set_twice_and_readonly_acts() {
-    let Some(served) = Served::start() else { return };
+    let served = Served::for_everybody();
     let set = |uid, key: &str, value: &str| {
         let link = served.at("3fs-virt/set-conf").join(key);
         as_user(uid, || symlink(value, link))
@@ -253,13 +210,13 @@ fn a_key_can_be_set_twice_and_readonly_acts() {
 
 #[test]
 fn a_link_in_rm_rf_removes_a_tree_with_the_callers_permissions() {
-    let Some(served) = Served::start() else { return };
+    let served = Served::for_everybody();
     let order = |uid, target: &Path| as_user(uid, || symlink(target, served.at("3fs-virt/rm-rf/x")));
-    served.make_file("tree/a/b/file");
+    make_file(&served, "tree/a/b/file");
     refused(order(USER, &served.at("tree")), Errno::ACCESS);
     assert!(served.at("tree/a/b/file").exists());
     for _ in 0..2 {
-        served.make_file("tree/a/b/file");
+        make_file(&served, "tree/a/b/file");
         order(0, &served.at("tree")).unwrap();
         refused(fs::metadata(served.at("tree")), Errno::NOENT);
     }
@@ -273,13 +230,13 @@ fn a_link_in_rm_rf_removes_a_tree_with_the_callers_permissions() {
 
 #[test]
 fn a_path_may_name_the_mount_wherever_the_caller_sees_it() {
-    let Some(served) = Served::start() else { return };
-    served.make_file("part/tree/file");
+    let served = Served::for_everybody();
+    make_file(&served, "part/tree/file");
     let place = tempfile::tempdir().unwrap();
     rustix::mount::mount_bind(served.at("part"), place.path()).unwrap();
     let removed = symlink(place.path().join("tree"), served.at("3fs-virt/rm-rf/x"));
     rustix::mount::unmount(place.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
-    let fds = fs::read_dir(format!("/proc/{}/fdinfo", served.child.id())).unwrap();
+    let fds = fs::read_dir(format!("/proc/{}/fdinfo", served.pid())).unwrap();
     let told =
         fds.filter_map(|fd| fs::read_to_string(fd.ok()?.path()).ok()).any(|i| i.contains("fuse_connection"));
     if told {
@@ -293,9 +250,9 @@ fn a_path_may_name_the_mount_wherever_the_caller_sees_it() {
 
 #[test]
 fn a_blank_typed_by_mistake_does_not_remove_the_wrong_tree() {
-    let Some(served) = Served::start() else { return };
-    served.make_file("my/file");
-    served.make_file("my data/file");
+    let served = Served::for_everybody();
+    make_file(&served, "my/file");
+    make_file(&served, "my data/file");
     let ln = |targets: &[&Path]| {
         Command::new("ln")
             .arg("-s")
@@ -313,13 +270,13 @@ fn a_blank_typed_by_mistake_does_not_remove_the_wrong_tree() {
 
 #[test]
 fn a_directory_moved_to_rm_rf_is_removed() {
-    let Some(served) = Served::start() else { return };
+    let served = Served::for_everybody();
     for _ in 0..2 {
-        served.make_file("tree/a/file");
+        make_file(&served, "tree/a/file");
         fs::rename(served.at("tree"), served.at("3fs-virt/rm-rf/tree")).unwrap();
-        assert!(!served.at("tree").exists() && !served.backing("tree").exists());
+        assert!(!served.at("tree").exists() && !served.backing().join("tree").exists());
     }
-    served.make_file("tree/a/file");
+    make_file(&served, "tree/a/file");
     fs::set_permissions(served.at("tree/a"), PermissionsExt::from_mode(0o755)).unwrap();
     chown(served.at("tree"), Some(USER), None).unwrap();
     let moved = as_user(USER, || fs::rename(served.at("tree"), served.at("3fs-virt/rm-rf/tree")));
@@ -330,13 +287,13 @@ fn a_directory_moved_to_rm_rf_is_removed() {
 
 #[test]
 fn a_link_to_mv_renames() {
-    let Some(served) = Served::start() else { return };
+    let served = Served::for_everybody();
     let order = |from: &Path, to: &str| symlink(format!("mv:{}", from.display()), served.at(to));
-    let file = served.make_file("a/file");
+    let file = make_file(&served, "a/file");
     order(&file, "moved").unwrap();
     wait_until("the new name", || fs::read(served.at("moved")).is_ok_and(|d| d == b"x"));
     wait_until("the old name to go", || !file.exists());
-    served.make_file("beside/one");
+    make_file(&served, "beside/one");
     order(&served.at("beside/one"), "beside/two").unwrap();
     wait_until("the names of one directory", || names(&served.at("beside")) == ["two"]);
     refused(order(&served.at("moved"), "beside/two"), Errno::EXIST);
@@ -346,16 +303,13 @@ fn a_link_to_mv_renames() {
 
 #[test]
 fn every_node_says_what_file_system_it_is() {
-    let Some(served) = Served::start() else { return };
-    served.make_file("file");
+    let served = Served::for_everybody();
+    make_file(&served, "file");
     for path in ["file", "", "3fs-virt", "3fs-virt/iovs"] {
         let fd = File::open(served.at(path)).unwrap();
         assert_eq!(number(&fd, ioctl::GET_MAGIC_NUM), ioctl::SUPER_MAGIC);
         assert_eq!(number(&fd, ioctl::GET_IOCTL_VERSION), 1);
-        assert_eq!(
-            number(&fd, ioctl::GET_PATH_OFFSET) as usize,
-            served.dir.path().join("mnt").as_os_str().len()
-        );
+        assert_eq!(number(&fd, ioctl::GET_PATH_OFFSET) as usize, served.mount().as_os_str().len());
         let mut name = [0xff; 32];
         call(&fd, ioctl::GET_MOUNT_NAME, &mut name).unwrap();
         assert_eq!(name[31], 0);
@@ -365,11 +319,11 @@ fn every_node_says_what_file_system_it_is() {
 
 #[test]
 fn fsync_needs_no_place_for_an_answer_and_shows_the_exact_length() {
-    let Some(served) = Served::start() else { return };
-    let path = served.make_file("file");
+    let served = Served::for_everybody();
+    let path = make_file(&served, "file");
     let fd = File::open(&path).unwrap();
     assert_eq!(fd.metadata().unwrap().len(), 1);
-    fs::write(served.backing("file"), "longer than before").unwrap();
+    fs::write(served.backing().join("file"), "longer than before").unwrap();
     call_without(&fd, ioctl::FSYNC).unwrap();
     assert_eq!(fd.metadata().unwrap().len(), 18);
     call_without(File::open(served.at("")).unwrap(), ioctl::FSYNC).unwrap();
@@ -378,8 +332,8 @@ fn fsync_needs_no_place_for_an_answer_and_shows_the_exact_length() {
 
 #[test]
 fn hardlink_links_where_the_caller_may() {
-    let Some(served) = Served::start() else { return };
-    let fd = File::open(served.make_file("a/file")).unwrap();
+    let served = Served::for_everybody();
+    let fd = File::open(make_file(&served, "a/file")).unwrap();
     fs::set_permissions(served.at("a"), PermissionsExt::from_mode(0o755)).unwrap();
     let link = |parent, name| {
         let mut arg = HardlinkArg { parent, name: field(name), pad: b' ' };
@@ -403,7 +357,7 @@ fn hardlink_links_where_the_caller_may() {
 
 #[test]
 fn punch_hole_takes_whole_chunks_of_what_the_caller_may_write() {
-    let Some(served) = Served::start() else { return };
+    let served = Served::for_everybody();
     let path = served.at("file");
     fs::write(&path, vec![7; 5 * 4096]).unwrap();
     fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
@@ -436,9 +390,9 @@ fn punch_hole_takes_whole_chunks_of_what_the_caller_may_write() {
 
 #[test]
 fn move_and_remove_do_what_hf3fs_cli_needs() {
-    let Some(served) = Served::start() else { return };
+    let served = Served::for_everybody();
     let tree = |path: &str| {
-        served.make_file(&format!("{path}/a/file"));
+        make_file(&served, &format!("{path}/a/file"));
         chown(served.at(path), Some(USER), Some(USER)).unwrap();
         chown(served.at(path).join("a"), Some(USER), Some(USER)).unwrap();
     };
@@ -475,15 +429,15 @@ fn move_and_remove_do_what_hf3fs_cli_needs() {
     assert!(!trash_dir.join("data-1").exists());
     let root = File::open(served.at("")).unwrap();
     assert_eq!(rm(&root, 1, "3fs-virt", 1), Err(Errno::PERM));
-    served.make_file("single");
+    make_file(&served, "single");
     rm(&root, 1, "single", 0).unwrap();
     assert!(!served.at("single").exists());
 }
 
 #[test]
 fn recursive_rm_removes_what_the_fd_names() {
-    let Some(served) = Served::start() else { return };
-    let file = served.make_file("tree/a/file");
+    let served = Served::for_everybody();
+    let file = make_file(&served, "tree/a/file");
     let rm = |fd: &File| call_without(fd, ioctl::RECURSIVE_RM);
     let (tree, inner) = (File::open(served.at("tree")).unwrap(), File::open(&file).unwrap());
     assert_eq!(as_user(USER, || rm(&tree)), Err(Errno::ACCESS));
@@ -498,8 +452,8 @@ fn recursive_rm_removes_what_the_fd_names() {
 
 #[test]
 fn a_group_of_the_caller_counts() {
-    let Some(served) = Served::start() else { return };
-    served.make_file("shared/tree/file");
+    let served = Served::for_everybody();
+    make_file(&served, "shared/tree/file");
     for path in ["shared", "shared/tree"] {
         chown(served.at(path), Some(0), Some(77)).unwrap();
         fs::set_permissions(served.at(path), PermissionsExt::from_mode(0o775)).unwrap();
@@ -518,11 +472,11 @@ fn a_group_of_the_caller_counts() {
 
 #[test]
 fn the_immutable_flag_shows() {
-    let Some(served) = Served::start() else { return };
-    let fd = File::open(served.make_file("file")).unwrap();
+    let served = Served::for_everybody();
+    let fd = File::open(make_file(&served, "file")).unwrap();
     let Ok(flags) = rustix::fs::ioctl_getflags(&fd) else { panic!("{}", last_errno()) };
     assert!(flags.is_empty());
-    let backing = File::open(served.backing("file")).unwrap();
+    let backing = File::open(served.backing().join("file")).unwrap();
     if rustix::fs::ioctl_setflags(&fd, rustix::fs::IFlags::IMMUTABLE).is_err() {
         return; // a backing file system without the flag
     }

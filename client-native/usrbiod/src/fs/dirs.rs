@@ -12,10 +12,8 @@ use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, RwLock};
 
-/// Bytes of directory that are read at once, for names alone and for names with attributes (which take more of the
-/// kernel's buffer each).
+/// Bytes of directory that are read at once.
 const CHUNK: usize = 32 << 10;
-const CHUNK_PLUS: usize = 8 << 10;
 
 /// Streams by file handle.
 #[derive(Default)]
@@ -29,11 +27,13 @@ struct Stream {
     len: usize,
     /// Offset of the record at `at`.
     offset: u64,
+    /// The last read found nothing more.
+    ended: bool,
 }
 
 impl Stream {
     fn new(fd: OwnedFd) -> Arc<Mutex<Stream>> {
-        Arc::new(Mutex::new(Stream { fd, chunk: Vec::new(), at: 0, len: 0, offset: 0 }))
+        Arc::new(Mutex::new(Stream { fd, chunk: Vec::new(), at: 0, len: 0, offset: 0, ended: false }))
     }
 
     /// Goes to `offset`. The beginning is always read anew (`rewinddir`).
@@ -41,23 +41,32 @@ impl Stream {
         if offset == self.offset && offset != 0 {
             return Ok(());
         }
-        (self.at, self.len) = (0, 0);
+        (self.at, self.len, self.ended) = (0, 0, false);
         rustix::fs::seek(&self.fd, SeekFrom::Start(offset))?;
         self.offset = offset;
         Ok(())
     }
 
     /// Reads on, when everything was given. False at the end.
-    fn fill(&mut self, size: usize) -> Result<bool> {
-        if self.at < self.len {
-            return Ok(true);
+    fn fill(&mut self) -> Result<bool> {
+        if self.at == self.len {
+            self.read()?;
         }
-        self.chunk.resize(size.max(self.chunk.len()), 0);
-        (self.at, self.len) = (0, dirents::read(&self.fd, &mut self.chunk)?);
+        Ok(self.at < self.len)
+    }
+
+    /// Reads a chunk behind what is there.
+    fn read(&mut self) -> Result<()> {
+        self.chunk.copy_within(self.at..self.len, 0);
+        (self.at, self.len) = (0, self.len - self.at);
+        self.chunk.resize(self.len + CHUNK, 0);
+        let read = dirents::read(&self.fd, &mut self.chunk[self.len..])?;
+        self.len += read;
+        self.ended = read == 0;
         if self.len == 0 {
             self.chunk = Vec::new();
         }
-        Ok(self.len != 0)
+        Ok(())
     }
 }
 
@@ -98,7 +107,7 @@ impl Fs {
         // The kernel reads a directory by one request at a time; the lock only matters to a kernel that does not.
         let stream = &mut *stream.lock().unwrap_or_else(|e| e.into_inner());
         stream.seek(offset)?;
-        while stream.fill(if plus { CHUNK_PLUS } else { CHUNK })? {
+        while stream.fill()? {
             let Some(found) = dirents::parse(&stream.chunk[stream.at..stream.len]) else {
                 return Err(Errno::IO);
             };
@@ -110,6 +119,16 @@ impl Fs {
             stream.offset = next;
         }
         Ok(())
+    }
+
+    /// Reads what the next [`readdir`](Self::readdir) of `fh` will give, while the caller looks at what the last one gave.
+    pub fn read_dir_ahead(&self, node: NodeId, fh: u64) {
+        let Ok(stream) = self.stream(node, fh) else { return };
+        let mut stream = stream.lock().unwrap_or_else(|e| e.into_inner());
+        if !stream.ended && stream.len - stream.at < CHUNK {
+            // An error comes again when it is asked for.
+            let _ = stream.read();
+        }
     }
 
     /// Gives one entry; false when there is no room for it.

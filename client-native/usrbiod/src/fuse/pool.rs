@@ -2,8 +2,8 @@
 //!
 //! A session's fd is armed for one event (`EPOLLONESHOT`). The worker that gets it owes the session to arm it again: its
 //! *duty*. It keeps the duty while the session's requests come one after the other, since then nobody else could help, and
-//! a second thread would only be woken to find nothing (20 to 30 µs on another core). It gives the duty away as soon as
-//! it sees that requests wait, or before an operation that takes long. Should an operation take long unexpectedly, a
+//! a second thread would only be woken to find nothing (20 to 30 µs on another core). It gives the duty away when
+//! it sees that requests keep waiting, or before an operation that takes long. Should an operation take long unexpectedly, a
 //! timer finds that out and arms the session in the worker's place.
 
 use super::abi::init;
@@ -465,6 +465,7 @@ mod tests {
             limits: Limits::default(),
             read_only: false,
             passthrough: false,
+            idmap: false,
         };
         let parts = crate::session::Shared {
             keeper: Arc::default(),

@@ -322,18 +322,4 @@ mod tests {
         let left: Vec<_> = journal.left().keys().copied().collect();
         assert!(!left.contains(&0) && left.contains(&1));
     }
-
-    #[test]
-    #[ignore = "a measurement: cargo test --release -- --ignored --nocapture noting"]
-    fn noting_a_lookup_costs_little() {
-        let journal = Journal::new(state());
-        let mut slot = journal.slot();
-        let lookup = request(4, op::LOOKUP);
-        let begun = std::time::Instant::now();
-        for node in 0..1_000_000 {
-            slot.done(&lookup, Ok(Outcome { node, ..Outcome::default() }));
-            slot.clear(&lookup);
-        }
-        println!("{} ns a lookup", begun.elapsed().as_nanos() / 1_000_000);
-    }
 }

@@ -17,6 +17,9 @@ const TURN: u32 = 64;
 /// Longest wait for the next request of a session without sleeping. A caller that gets its answer usually asks again within
 /// this time, and waking up costs as much.
 const SPIN: Duration = Duration::from_micros(40);
+/// So many requests in a row that were followed by another before they were served call a second worker. One alone is
+/// mostly a `RELEASE` or `FORGET`, which nobody waits for, with the caller's next request behind it.
+const BACKLOG: u32 = 4;
 /// Reads and writes from this size on take long.
 const LONG_IO: u32 = 64 << 10;
 
@@ -26,6 +29,8 @@ pub(super) struct Worker {
     request: RequestBuffer,
     reply: ReplyBuffer,
     spins: Spins,
+    /// Requests in a row that were not the only one.
+    backlog: u32,
 }
 
 /// What came of looking for a request.
@@ -38,7 +43,7 @@ enum Next {
 impl Worker {
     pub(super) fn new(shared: Arc<Shared>, face: Arc<Face>) -> Worker {
         let (request, reply) = Shared::buffers();
-        Worker { shared, face, request, reply, spins: Spins::default() }
+        Worker { shared, face, request, reply, spins: Spins::default(), backlog: 0 }
     }
 
     pub(super) fn run(&mut self) {
@@ -61,6 +66,7 @@ impl Worker {
     /// Serves a session until it has nothing to do, or others wait; what else there is to do, if that was seen.
     fn serve(&mut self, served: &Arc<Served>) -> Option<Event> {
         self.shared.take_up(&self.face, served);
+        self.backlog = 0;
         let mut slot = served.journal.slot();
         let mut taken = 0;
         let next = loop {
@@ -92,24 +98,27 @@ impl Worker {
     fn next(&mut self, served: &Served, answered: bool) -> Next {
         match self.read(served) {
             Next::Request(len) => {
-                if answered && Shared::has_duty(&self.face) && more_wait(served) {
-                    self.shared.give_duty(&self.face, served);
+                if answered && Shared::has_duty(&self.face) {
+                    self.backlog = if more_wait(served) { self.backlog + 1 } else { 0 };
+                    if self.backlog >= BACKLOG {
+                        self.shared.give_duty(&self.face, served);
+                    }
                 }
                 return Next::Request(len);
             }
             Next::Nothing if answered && Shared::has_duty(&self.face) && self.spins.worth_it() => (),
             other => return other,
         }
-        let until = Instant::now() + SPIN;
+        let begun = Instant::now();
         loop {
             rustix::thread::sched_yield();
-            match self.read(served) {
-                Next::Nothing if Instant::now() < until => (),
-                found => {
-                    self.spins.note(matches!(found, Next::Request(_)));
-                    return found;
-                }
+            let found = self.read(served);
+            let spent = begun.elapsed();
+            if spent < SPIN && matches!(found, Next::Nothing) {
+                continue;
             }
+            self.spins.note(matches!(found, Next::Request(_)), spent);
+            return found;
         }
     }
 
@@ -171,6 +180,9 @@ impl Worker {
             Err(errno) => session.channel.answer(request.unique, Err(errno)),
         };
         slot.clear(&request);
+        if let (Op::Readdir(arg) | Op::Readdirplus(arg), Ok(())) = (&request.op, &sent) {
+            session.fs.read_dir_ahead(request.node, arg.fh);
+        }
         Shared::end(&self.face);
         log_unsent(sent, &request, &session.config.name);
         session.metrics.fuse_requests.fetch_add(1, Ordering::Relaxed);
@@ -213,30 +225,39 @@ fn takes_long(op: &Op<'_>) -> bool {
 /// Decides whether to spin: yes while it pays; when it did not, now and then to find out whether it does again.
 struct Spins {
     credit: u32,
-    skipped: u32,
+    /// Do not spin at the next so many occasions.
+    pause: u32,
 }
 
 impl Default for Spins {
     fn default() -> Spins {
-        Spins { credit: 2, skipped: 0 }
+        Spins { credit: 2, pause: 0 }
     }
 }
 
 impl Spins {
     const MOST: u32 = 4;
-    const PROBE: u32 = 16;
+    const PAUSE: u32 = 16;
+    const LONG_PAUSE: u32 = 1024;
 
     fn worth_it(&mut self) -> bool {
-        self.skipped += 1;
-        let worth_it = self.credit > 0 || self.skipped > Self::PROBE;
-        if worth_it {
-            self.skipped = 0;
-        }
+        let worth_it = self.pause == 0;
+        self.pause = self.pause.saturating_sub(1);
         worth_it
     }
 
-    fn note(&mut self, found: bool) {
-        self.credit = if found { (self.credit + 1).min(Self::MOST) } else { self.credit.saturating_sub(1) };
+    /// A spin found a request or did not, and ended after so long.
+    fn note(&mut self, found: bool, spent: Duration) {
+        if spent >= 2 * SPIN {
+            // The yield gave the CPU to somebody who has use for it and keeps it for his time slice, milliseconds,
+            // while the request waits. A sleeper would have been woken at once.
+            *self = Spins { credit: 0, pause: Self::LONG_PAUSE };
+        } else if found {
+            self.credit = (self.credit + 1).min(Self::MOST);
+        } else {
+            self.credit = self.credit.saturating_sub(1);
+            self.pause = if self.credit == 0 { Self::PAUSE } else { 0 };
+        }
     }
 }
 
@@ -244,22 +265,22 @@ impl Spins {
 mod tests {
     use super::*;
 
+    fn tries(spins: &mut Spins, occasions: u32, found: bool, spent: Duration) -> usize {
+        let tried = |_: &u32| spins.worth_it().then(|| spins.note(found, spent)).is_some();
+        (0..occasions).filter(tried).count()
+    }
+
     #[test]
     fn spinning_stops_when_it_does_not_pay_and_is_tried_again_later() {
         let mut spins = Spins::default();
-        for _ in 0..2 {
-            assert!(spins.worth_it());
-            spins.note(false);
-        }
-        let tries = (0..34).filter(|_| {
-            let tried = spins.worth_it();
-            if tried {
-                spins.note(false);
-            }
-            tried
-        });
-        assert_eq!(tries.count(), 2);
-        spins.note(true);
-        assert!(spins.worth_it());
+        assert_eq!(tries(&mut spins, 2, false, SPIN), 2);
+        assert_eq!(tries(&mut spins, 2 * (Spins::PAUSE + 1), false, SPIN), 2);
+        assert_eq!(tries(&mut spins, Spins::PAUSE + 10, true, Duration::ZERO), 10);
+    }
+
+    #[test]
+    fn a_cpu_that_others_need_is_left_to_them_for_long() {
+        let mut spins = Spins::default();
+        assert_eq!(tries(&mut spins, Spins::LONG_PAUSE, true, 2 * SPIN), 1);
     }
 }

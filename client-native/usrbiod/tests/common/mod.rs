@@ -1,28 +1,19 @@
-//! A daemon process in a directory of its own, and a peer for it.
+//! What the integration tests share: waits with a deadline, programs with a time limit, the daemon as a process
+//! (`daemon`) and a served directory (`served`).
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use serde_json::Value;
-use std::io::{Read, Write};
-use std::os::fd::{BorrowedFd, OwnedFd};
+pub mod daemon;
+pub mod served;
+
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
-use usrbiod::control::socket::Seqpacket;
+use tempfile::TempDir;
 
 /// Nothing takes this long.
 pub const LONG: Duration = Duration::from_secs(20);
-
-/// Control sockets, mounts and rings need root; elsewhere such tests say so and pass.
-pub fn is_root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("skipped: needs root");
-    }
-    root
-}
 
 /// Waits for a condition.
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
@@ -33,7 +24,9 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-fn binary() -> Command {
+/// The daemon's program. Control sockets, mounts and rings need root.
+pub fn binary() -> Command {
+    assert!(rustix::process::geteuid().is_root(), "these tests need root");
     let mut command = Command::new(env!("CARGO_BIN_EXE_usrbiod"));
     command.stdin(Stdio::null());
     command
@@ -58,113 +51,46 @@ pub fn open_to_everybody(dir: &Path) {
     std::fs::set_permissions(dir, PermissionsExt::from_mode(0o755)).unwrap();
 }
 
-/// Sends bytes and waits for one message.
-pub fn exchange(socket: &Seqpacket, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> (Value, Vec<OwnedFd>) {
-    socket.send_within(bytes, fds, LONG).unwrap();
-    receive(socket)
+/// A temporary directory on a disk file system (`cargo` makes its parent below `target/`).
+pub fn disk_dir() -> TempDir {
+    TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory")
 }
 
-/// Waits for one message.
-pub fn receive(socket: &Seqpacket) -> (Value, Vec<OwnedFd>) {
-    let message = socket.recv_within(LONG).unwrap().expect("the daemon hung up");
-    (serde_json::from_slice(&message.bytes).unwrap(), message.fds)
+/// Is something mounted at `path`?
+pub fn mounted(path: &Path) -> bool {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    table.lines().any(|line| line.split(' ').nth(4) == path.to_str())
 }
 
-/// Sends a request and waits for one message.
-pub fn request(socket: &Seqpacket, value: &Value, fds: &[BorrowedFd<'_>]) -> (Value, Vec<OwnedFd>) {
-    exchange(socket, value.to_string().as_bytes(), fds)
+/// Runs a command to its end, killing it after `seconds`.
+pub fn run(seconds: u32, command: &mut Command) -> Output {
+    let program = command.get_program().to_owned();
+    let mut bounded = Command::new("timeout");
+    bounded.arg("--kill-after=5").arg(seconds.to_string()).arg(&program).args(command.get_args());
+    if let Some(dir) = command.get_current_dir() {
+        bounded.current_dir(dir);
+    }
+    for (key, value) in command.get_envs() {
+        if let Some(value) = value {
+            bounded.env(key, value);
+        }
+    }
+    bounded.output().unwrap_or_else(|e| panic!("{program:?}: {e}; `make deps` installs what tests need"))
 }
 
-/// `usrbiod daemon` with its files in a temporary directory.
-pub struct DaemonProcess {
-    dir: tempfile::TempDir,
-    child: Child,
-}
-
-impl DaemonProcess {
-    pub fn start() -> DaemonProcess {
-        let dir = tempfile::tempdir().unwrap();
-        let child = spawn(dir.path());
-        let daemon = DaemonProcess { dir, child };
-        daemon.wait_ready();
-        daemon
-    }
-
-    pub fn restart(&mut self) {
-        self.child = spawn(self.dir.path());
-        self.wait_ready();
-    }
-
-    /// Another daemon, with its own sockets and the same state directory.
-    pub fn successor(&self) -> DaemonProcess {
-        let dir = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink(self.state_dir(), dir.path().join("state")).unwrap();
-        let child = spawn(dir.path());
-        let daemon = DaemonProcess { dir, child };
-        daemon.wait_ready();
-        daemon
-    }
-
-    fn wait_ready(&self) {
-        wait_until("the control socket", || Seqpacket::connect(&self.socket()).is_ok());
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    pub fn socket(&self) -> PathBuf {
-        self.dir.path().join("control")
-    }
-
-    pub fn state_dir(&self) -> PathBuf {
-        self.dir.path().join("state")
-    }
-
-    pub fn connect(&self) -> Seqpacket {
-        Seqpacket::connect(&self.socket()).unwrap()
-    }
-
-    pub fn open_fds(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
-    }
-
-    pub fn open_to_everybody(&self) {
-        open_to_everybody(self.dir.path());
-        std::fs::set_permissions(self.socket(), PermissionsExt::from_mode(0o666)).unwrap();
-    }
-
-    pub fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    pub fn terminate(&mut self) -> ExitStatus {
-        terminate(&mut self.child)
-    }
-
-    pub fn http_get(&self, path: &str) -> String {
-        let mut stream = UnixStream::connect(self.dir.path().join("metrics")).unwrap();
-        stream.set_read_timeout(Some(LONG)).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    }
-}
-
-impl Drop for DaemonProcess {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn spawn(dir: &Path) -> Child {
-    let mut command = binary();
-    command.arg("daemon").arg("--socket").arg(dir.join("control"));
-    command.arg("--state-dir").arg(dir.join("state")).arg("--metrics").arg(dir.join("metrics"));
-    command.spawn().unwrap()
+/// Runs a command that must succeed; its standard output.
+#[track_caller]
+pub fn succeed(seconds: u32, command: &mut Command) -> String {
+    let output = run(seconds, command);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}\n{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    text(&output.stdout)
 }
 
 /// Ends a process with SIGTERM.

@@ -20,12 +20,13 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// What the mount shall be like.
 pub struct Setup {
     pub passthrough: bool,
+    pub idmap: bool,
     pub read_only: bool,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { passthrough: true, read_only: false }
+        Setup { passthrough: true, idmap: false, read_only: false }
     }
 }
 
@@ -77,16 +78,10 @@ fn watch(point: PathBuf) -> Sender<()> {
     sender
 }
 
-/// Mounts; `None` where that is not possible.
-pub fn mount(setup: Setup) -> Option<Mount> {
+/// Mounts, as root.
+pub fn mount(setup: Setup) -> Mount {
     let open = |path: &Path, flags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
-    let fuse = match open(Path::new("/dev/fuse"), OFlags::RDWR) {
-        Ok(fuse) if rustix::process::geteuid().is_root() => fuse,
-        _ => {
-            eprintln!("skipped: needs root and /dev/fuse");
-            return None;
-        }
-    };
+    let fuse = open(Path::new("/dev/fuse"), OFlags::RDWR).expect("these tests need /dev/fuse");
     let (point, backing) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     usrbiod::sys::mount::mount_fuse(&fuse, "test", point.path()).unwrap();
     let directory = open(backing.path(), OFlags::RDONLY | OFlags::DIRECTORY).unwrap();
@@ -99,7 +94,7 @@ pub fn mount(setup: Setup) -> Option<Mount> {
     let session = session(setup, fds, state, point.path(), &shared, 1);
     shared.pool.add(session.clone()).unwrap();
     std::fs::metadata(point.path()).expect("the mount answers, so INIT is done");
-    Some(Mount { session, unmounted, shared, _watch: watch(point.path().to_owned()), point, backing })
+    Mount { session, unmounted, shared, _watch: watch(point.path().to_owned()), point, backing }
 }
 
 /// What a daemon has beside its sessions.
@@ -129,6 +124,7 @@ pub fn session(
         limits: Limits::default(),
         read_only: setup.read_only,
         passthrough: setup.passthrough,
+        idmap: setup.idmap,
     };
     let (session, lost) = Session::new(config, fds, state, shared, number, None).unwrap();
     assert_eq!(lost, 0);

@@ -9,7 +9,7 @@ fn set_mode(bed: &Bed, name: &str, mode: u32) {
 
 #[test]
 fn what_is_written_is_read_back_and_handles_keep_to_their_mode() {
-    let Some(bed) = Bed::new() else { return };
+    let bed = Bed::new();
     let (file, opened) = bed.make("f");
     let data: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
     assert_eq!(bed.fs.write(file.node, opened.fh, 5, &data, false).unwrap(), data.len());
@@ -32,7 +32,7 @@ fn what_is_written_is_read_back_and_handles_keep_to_their_mode() {
 
 #[test]
 fn append_is_left_to_the_offsets_of_the_kernel_and_truncate_is_done() {
-    let Some(bed) = Bed::new() else { return };
+    let bed = Bed::new();
     std::fs::write(bed.path("f"), "0123456789").unwrap();
     let node = lookup(&bed, c"f").node;
     let append = bed.fs.open(node, RDWR | libc::O_APPEND as u32, false, &ROOT, TGID).unwrap().fh;
@@ -44,7 +44,7 @@ fn append_is_left_to_the_offsets_of_the_kernel_and_truncate_is_done() {
 
 #[test]
 fn direct_opens_bypass_the_page_cache() {
-    let Some(bed) = Bed::new() else { return };
+    let bed = Bed::new();
     let (file, opened) = bed.make("f");
     assert!(!opened.direct_io);
     let direct = bed.fs.open(file.node, RDWR | libc::O_DIRECT as u32, false, &ROOT, TGID).unwrap();
@@ -54,7 +54,7 @@ fn direct_opens_bypass_the_page_cache() {
 
 #[test]
 fn writing_and_truncating_clear_set_id_bits() {
-    let Some(bed) = Bed::new() else { return };
+    let bed = Bed::new();
     let (file, opened) = bed.make("f");
     let mode = || std::fs::metadata(bed.path("f")).unwrap().mode() & 0o7777;
     set_mode(&bed, "f", 0o6755);
@@ -70,7 +70,7 @@ fn writing_and_truncating_clear_set_id_bits() {
 
 #[test]
 fn chmod_may_set_group_id_for_a_group_that_the_daemon_is_not_in() {
-    let Some(bed) = Bed::new() else { return };
+    let bed = Bed::new();
     let (file, _) = bed.fs.create(NodeId::ROOT, c"f", RDWR, 0o644, 0, &USER, TGID).unwrap();
     let set = SetAttr { mode: Some(0o6755), ..SetAttr::default() };
     assert_eq!(bed.fs.setattr(file.node, &set).unwrap().mode & 0o7777, 0o6755);
@@ -81,7 +81,7 @@ fn chmod_may_set_group_id_for_a_group_that_the_daemon_is_not_in() {
 
 #[test]
 fn times_are_set_kept_or_taken_from_the_clock() {
-    let Some(bed) = Bed::new() else { return };
+    let bed = Bed::new();
     let (file, _) = bed.make("f");
     let set = SetAttr { atime: SetTime::At(-5, 7), mtime: SetTime::At(1000, 999), ..SetAttr::default() };
     let attr = bed.fs.setattr(file.node, &set).unwrap();
@@ -95,7 +95,7 @@ fn times_are_set_kept_or_taken_from_the_clock() {
 
 #[test]
 fn attributes_of_links_and_pipes_are_their_own() {
-    let Some(bed) = Bed::new() else { return };
+    let bed = Bed::new();
     let pipe = bed.fs.mknod(NodeId::ROOT, c"p", libc::S_IFIFO | 0o600, 0, 0, &ROOT).unwrap();
     let set = SetAttr { mode: Some(0o640), uid: Some(5), ..SetAttr::default() };
     let attr = bed.fs.setattr(pipe.node, &set).unwrap();
@@ -110,7 +110,7 @@ fn attributes_of_links_and_pipes_are_their_own() {
 
 #[test]
 fn extended_attributes_come_and_go() {
-    let Some(bed) = Bed::new() else { return };
+    let bed = Bed::new();
     let (file, _) = bed.make("f");
     let node = file.node;
     assert_eq!(bed.fs.getxattr(node, c"user.a").unwrap_err(), Errno::NODATA);
@@ -139,7 +139,7 @@ fn extended_attributes_come_and_go() {
 
 #[test]
 fn an_acl_of_a_group_keeps_set_group_id_unless_the_kernel_says_otherwise() {
-    let Some(bed) = Bed::new() else { return };
+    let bed = Bed::new();
     let (file, _) = bed.fs.create(NodeId::ROOT, c"f", RDWR, 0o644, 0, &USER, TGID).unwrap();
     let mut acl = 2u32.to_le_bytes().to_vec();
     for (tag, bits) in [(1u16, 7u16), (4, 5), (0x20, 5)] {
@@ -160,7 +160,7 @@ fn an_acl_of_a_group_keeps_set_group_id_unless_the_kernel_says_otherwise() {
 
 #[test]
 fn holes_are_found_made_and_copied() {
-    let Some(bed) = Bed::new() else { return };
+    let bed = Bed::new();
     let (file, opened) = bed.make("f");
     let fh = opened.fh;
     const MIB: u64 = 1 << 20;
@@ -183,7 +183,7 @@ fn holes_are_found_made_and_copied() {
 
 #[test]
 fn a_read_only_session_changes_nothing() {
-    let Some(bed) = Bed::new() else { return };
+    let bed = Bed::new();
     std::fs::write(bed.path("f"), "x").unwrap();
     let (fs, _notes) = serve(&bed.dir, &Arc::new(SessionState::anonymous().unwrap()), &bed.fds, true);
     let node = fs.lookup(NodeId::ROOT, c"f").unwrap().node;
@@ -197,7 +197,7 @@ fn a_read_only_session_changes_nothing() {
 
 #[test]
 fn the_whole_file_system_answers() {
-    let Some(bed) = Bed::new() else { return };
+    let bed = Bed::new();
     let stat = bed.fs.statfs(NodeId::ROOT).unwrap();
     assert!(stat.blocks > 0 && stat.namelen >= 255 && stat.frsize > 0);
     bed.fs.syncfs(NodeId::ROOT).unwrap();

@@ -35,21 +35,17 @@ struct Bed {
 }
 
 impl Bed {
-    fn new() -> Option<Bed> {
+    fn new() -> Bed {
         Bed::on(std::env::temp_dir(), 64)
     }
 
-    /// `None` where the tests cannot run.
-    fn on(place: PathBuf, cached_fds: usize) -> Option<Bed> {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: needs root");
-            return None;
-        }
+    fn on(place: PathBuf, cached_fds: usize) -> Bed {
+        assert!(rustix::process::geteuid().is_root(), "these tests need root");
         let dir = tempfile::tempdir_in(place).unwrap();
         let state = Arc::new(SessionState::anonymous().unwrap());
         let fds = FdCache::new(cached_fds);
         let (fs, notes) = serve(&dir, &state, &fds, false);
-        Some(Bed { dir, state, fds, notes, fs })
+        Bed { dir, state, fds, notes, fs }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -86,7 +82,7 @@ fn serve(
     read_only: bool,
 ) -> (Fs, OwnedFd) {
     let (notes, kernel) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
-    let channel = Arc::new(Channel::new(kernel, false, &HeaderRec::default()).unwrap());
+    let channel = Arc::new(Channel::new(kernel, 0, &HeaderRec::default()).unwrap());
     let backing = File::open(dir.path()).unwrap().into();
     let keeping = Keeping::default();
     (Fs::new(channel, state.clone(), backing, read_only, fds.clone(), keeping).unwrap(), notes)

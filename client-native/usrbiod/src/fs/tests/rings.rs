@@ -9,7 +9,7 @@ fn owner(uid: u32, tgid: u32) -> Owner {
 
 #[test]
 fn a_ring_uses_only_files_that_are_open() {
-    let Some(bed) = Bed::new() else { return };
+    let bed = Bed::new();
     let (file, opened) = bed.make("f");
     let ino = Ino(file.attr.ino);
     let me = owner(0, TGID);
@@ -27,7 +27,7 @@ fn a_ring_uses_only_files_that_are_open() {
 
 #[test]
 fn a_ring_may_what_its_process_or_user_has_open_or_may_open() {
-    let Some(bed) = Bed::new() else { return };
+    let bed = Bed::new();
     let (file, _) = bed.fs.create(NodeId::ROOT, c"f", RDWR, 0o640, 0, &USER, TGID).unwrap();
     let ino = Ino(file.attr.ino);
     let may = |owner: Owner, write| bed.fs.ring_file(ino, &owner, write).map(drop);
@@ -47,7 +47,7 @@ fn a_ring_may_what_its_process_or_user_has_open_or_may_open() {
 
 #[test]
 fn an_o_direct_open_gives_its_owners_rings_a_direct_fd() {
-    let Some(bed) = Bed::new() else { return };
+    let bed = Bed::new();
     let (file, _) = bed.make("f");
     let ino = Ino(file.attr.ino);
     assert!(bed.fs.ring_file(ino, &owner(0, TGID), false).unwrap().direct.is_none());
@@ -58,7 +58,7 @@ fn an_o_direct_open_gives_its_owners_rings_a_direct_fd() {
 
 #[test]
 fn the_kernel_is_told_once_of_what_rings_write_until_it_asks() {
-    let Some(bed) = Bed::new() else { return };
+    let bed = Bed::new();
     let (file, opened) = bed.make("f");
     let backing = bed.fs.ring_file(Ino(file.attr.ino), &owner(0, TGID), true).unwrap();
     for _ in 0..5 {
@@ -77,7 +77,7 @@ fn the_kernel_is_told_once_of_what_rings_write_until_it_asks() {
 
 #[test]
 fn truncation_punching_and_copying_end_what_is_known_of_holes() {
-    let Some(bed) = Bed::new() else { return };
+    let bed = Bed::new();
     let (file, opened) = bed.make("f");
     bed.fs.write(file.node, opened.fh, 0, &[1; 8192], false).unwrap();
     let backing = bed.fs.ring_file(Ino(file.attr.ino), &owner(0, TGID), true).unwrap();
@@ -109,7 +109,7 @@ fn truncation_punching_and_copying_end_what_is_known_of_holes() {
 
 #[test]
 fn a_file_on_tmpfs_is_in_memory() {
-    let Some(bed) = Bed::on("/dev/shm".into(), 64) else { return };
+    let bed = Bed::on("/dev/shm".into(), 64);
     let (file, _) = bed.make("f");
     assert!(bed.fs.ring_file(Ino(file.attr.ino), &owner(0, TGID), true).unwrap().in_memory);
 }
