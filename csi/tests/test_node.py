@@ -297,7 +297,7 @@ async def test_both_killed_at_once(node: Node, first: str) -> None:
 
 
 async def test_an_upgrade_hands_over_to_the_successors(node: Node) -> None:
-    """A new plugin with a new usrbiod drains the old one and serves its mounts; the old plugin keeps out of it."""
+    """A new plugin with a new usrbiod drains the old one and serves its mounts; the old plugin stays idle."""
     want, late = node.want("pod-a", "v1"), node.want("pod-b", "v1")
     successor = Daemon(node.folder, "successor")
     over = False

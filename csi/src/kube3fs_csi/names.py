@@ -18,8 +18,8 @@ FINALIZER_NODE = "kube3fs.io/node"
 RESOURCE_RDMA = "kube3fs.io/rdma"
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-# The kubelet's name of an inline volume, csi- and 64 digits, is longer than a label.
 _OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,126}[a-z0-9])?")
+"""Ids that the kubelet makes for inline volumes are longer than a DNS label: csi- and 64 hex digits."""
 _MAX_CSI_ID_BYTES = 128  # CSI spec, "Size Limits"
 MAX_PATH_BYTES = 4095  # PATH_MAX less its NUL
 
@@ -27,13 +27,13 @@ MAX_PATH_BYTES = 4095  # PATH_MAX less its NUL
 def object_name(csi_name: str) -> str:
     """The id, and name of the object, for the `name` of a CreateVolume or CreateSnapshot request.
 
-    The name itself where it is a DNS label (`pvc-<uid>`), a digest of it otherwise: CSI allows any string.
+    The name itself where it can be one (`pvc-<uid>`), a digest of it otherwise: CSI allows any string.
     """
     if not csi_name:
         raise InvalidArgument("name is empty; give the volume or snapshot a name")
     if len(csi_name.encode()) > _MAX_CSI_ID_BYTES:
         raise InvalidArgument(f"name is longer than {_MAX_CSI_ID_BYTES} bytes; shorten it")
-    if _DNS_LABEL.fullmatch(csi_name):
+    if _OBJECT_NAME.fullmatch(csi_name):
         return csi_name
     return "h-" + hashlib.sha256(csi_name.encode()).hexdigest()[:40]
 
@@ -50,7 +50,7 @@ def checked_id(csi_id: str, what: str = "volume") -> str:
 
 
 def is_object_name(csi_id: str) -> bool:
-    """Whether `csi_id` can be one of ours: safe as the name of a file and of an object."""
+    """Whether `csi_id` can be one of ours, hence safe as the name of a file and of an object."""
     return _OBJECT_NAME.fullmatch(csi_id) is not None
 
 

@@ -1,6 +1,7 @@
 """gRPC servers on unix sockets."""
 
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,16 +21,18 @@ Register = Callable[[grpc.aio.Server], None]
 
 @asynccontextmanager
 async def serving(path: Path, *services: Register) -> AsyncIterator[grpc.aio.Server]:
-    """Serves `services` at the socket `path`, mode 0600, which replaces a dead one."""
+    """Serves `services` at the socket `path`, mode 0600, in the place of whoever served there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_socket():
-        path.unlink()
     server = grpc.aio.server(interceptors=[CallInterceptor()])
     for register in services:
         register(server)
-    server.add_insecure_port(f"unix://{path}")
+    # gRPC removes the path that it bound when it stops, whoever serves there by then: give it one of its own.
+    bound = path.with_name(f".{path.name}.{os.getpid()}")
+    bound.unlink(missing_ok=True)
+    server.add_insecure_port(f"unix://{bound}")
     await server.start()
-    path.chmod(0o600)
+    bound.chmod(0o600)
+    bound.replace(path)
     own = inode(path)
     log.info("serving at %s", path)
     try:
