@@ -2,8 +2,8 @@
 
     compare.py MOUNT SLOW_MOUNT
 
-MOUNT is a kube3fs volume, SLOW_MOUNT one that was mounted with passthrough off: plain FUSE. The same file is read
-in all three ways, in turns, and every batch is checked against what was written.
+MOUNT is a kube3fs volume, SLOW_MOUNT one that was mounted with passthrough off: plain FUSE. The same data is
+read in all three ways, in turns, and every batch is checked against what was written.
 """
 
 import os

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import usrbio
-from compare import BATCH, BLOCKS, BLOCK, prepare, through_the_ring
+from compare import BATCH, BLOCK, BLOCKS, prepare, through_the_ring
 
 
 def main(folder: Path, seconds: float) -> None:

@@ -2,9 +2,9 @@
 
     train.py FOLDER      a folder of a kube3fs volume
 
-The first run writes the data set into FOLDER/digits.bin: 1 797 records of 65 bytes, an 8x8 picture of a written
-digit and which digit it is (UCI Optical Recognition of Handwritten Digits, from scikit-learn's wheel). Each batch
-of training is then one call that reads 64 random records into shared memory, where NumPy uses them in place.
+The first run writes the data set into FOLDER/digits.bin: 1 797 records of 65 bytes, an 8x8 picture of a
+written digit and which digit it is (UCI Optical Recognition of Handwritten Digits, from scikit-learn's wheel).
+Each batch of training is then one call that reads 64 random records into shared memory, where NumPy uses them.
 """
 
 import gzip
@@ -29,7 +29,8 @@ def prepare(path: Path) -> None:
     """Write the data set, one record after another."""
     if not path.exists():
         source = Path(__file__).with_name("digits.csv.gz")
-        table = np.loadtxt(gzip.open(source, "rt"), delimiter=",", dtype=np.uint8)
+        with gzip.open(source, "rt") as lines:
+            table = np.loadtxt(lines, delimiter=",", dtype=np.uint8)
         np.random.default_rng(0).shuffle(table)
         path.write_bytes(table.tobytes())
 
