@@ -93,6 +93,7 @@ test-python: venv ## Unit and property tests of the Python packages
 .PHONY: crds
 crds: venv ## Write the CRDs anew from their models
 	.venv/bin/python -m kube3fs_crds.generate crds/manifests charts/kube3fs/files/crds
+	.venv/bin/python -m kube3fs_crds.reference docs/reference.md
 
 .PHONY: chart
 chart: crds ## Write the chart's README and schema anew from its values.yaml

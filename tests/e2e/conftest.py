@@ -55,9 +55,8 @@ def snapshots() -> None:
     kubectl("apply", "--server-side", "-f", str(manifests / "snapshot-crds"))
     kubectl("apply", "-f", str(manifests / "snapshot-controller"))
     # The manifests name the release before; the sidecar's tag is that of the controller at hand.
-    tag = yaml.safe_load((CHART / "values.yaml").read_text())["csi"]["controller"]["sidecars"]["snapshotter"][
-        "tag"
-    ]
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    tag = values["csi"]["controller"]["sidecars"]["snapshotter"]["tag"]
     image = f"snapshot-controller=registry.k8s.io/sig-storage/snapshot-controller:{tag}"
     kubectl("set", "image", "-n", "kube-system", "deployment/snapshot-controller", image)
     kubectl("rollout", "status", "-n", "kube-system", "deployment/snapshot-controller", "--timeout=55s")

@@ -1,4 +1,4 @@
-"""The chart's life on a real cluster: helm test, upgrade, uninstall, install again. Data outlives all of it."""
+"""The chart's life on a real cluster: helm test, upgrade, uninstall, new install. Data outlives all of it."""
 
 import json
 import subprocess
@@ -66,7 +66,7 @@ READER = {
                 "command": [
                     "sh",
                     "-c",
-                    "while sha256sum /data/records.bin > /data/sum && ! test -e /data/stop; do sleep 0.2; done; "
+                    "while sha256sum /data/records.bin >/data/sum && ! test -e /data/stop; do sleep 0.2; done; "
                     "echo read on to the end",
                 ],
                 "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
@@ -112,7 +112,7 @@ def test_an_upgrade_from_the_commit_before_keeps_everything(restricted: str, tmp
 
 
 def test_an_uninstall_keeps_volumes_data_and_types(restricted: str) -> None:
-    """After an uninstall the CRDs and volumes are there and a StorageCluster can be deleted; a new install goes on."""
+    """CRDs and volumes stay, a StorageCluster can be deleted then, and a new install goes on."""
     write_through_a_pod(restricted)
     kubectl("delete", "-n", restricted, "pod/training-pod", "--timeout=55s")
     claim = get("pvc", "training-data", restricted)

@@ -28,9 +28,8 @@ def main(folder: Path, seconds: float) -> None:
             batches += 1
             if batches == 1:
                 print("reading", flush=True)
-    print(
-        f"{batches * BATCH:,} reads in {seconds:.0f} s, every byte as written; longest wait {longest * 1000:.0f} ms"
-    )
+    print(f"{batches * BATCH:,} reads in {seconds:.0f} s, every byte as written;", end=" ")
+    print(f"longest wait {longest * 1000:.0f} ms")
 
 
 if __name__ == "__main__":

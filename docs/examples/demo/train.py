@@ -3,8 +3,9 @@
     train.py FOLDER      a folder of a kube3fs volume
 
 The first run writes the data set into FOLDER/digits.bin: 1 797 records of 65 bytes, an 8x8 picture of a
-written digit and which digit it is (UCI Optical Recognition of Handwritten Digits, from scikit-learn's wheel).
-Each batch of training is then one call that reads 64 random records into shared memory, where NumPy uses them.
+written digit and which digit it is (UCI Optical Recognition of Handwritten Digits, from scikit-learn's
+wheel). Each batch of training is then one call that reads 64 random records into shared memory, where NumPy
+uses them.
 """
 
 import gzip
