@@ -109,6 +109,10 @@ test-chart: venv ## The chart: generated files, lint, template tests, alert test
 test-api: venv ## Types, policies and the operator as a process, on a real API server; about 10 minutes
 	$(CLUSTER) run -- .venv/bin/pytest tests/api
 
+.PHONY: bench-operator
+bench-operator: venv ## Benchmark the operator and the injection; about 4 minutes
+	$(CLUSTER) run -- .venv/bin/python -m tests.bench.operator_load
+
 # ---- a Kubernetes to test on, and the images ---------------------------------------------------------------------
 
 # It needs root. `$(CLUSTER) --help` has more: several nodes, feature gates, commands in a cluster, logs.

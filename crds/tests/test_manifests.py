@@ -29,7 +29,7 @@ def test_no_manifest_without_a_model(folder: Path) -> None:
 
 
 def test_committed_reference_is_what_the_models_say() -> None:
-    """`make crds` would change nothing in docs/reference.md either, and every field in it has a description."""
+    """`make crds` would change nothing in docs/reference.md, where every field is described."""
     text = reference()
     assert (ROOT / "docs/reference.md").read_text() == text, "run make crds"
     assert "|  |" not in text

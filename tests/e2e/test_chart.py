@@ -66,7 +66,7 @@ READER = {
                 "command": [
                     "sh",
                     "-c",
-                    "while sha256sum /data/records.bin >/data/sum && ! test -e /data/stop; do sleep 0.2; done; "
+                    "while sha256sum /data/records.bin >/data/sum && ! test -e /data/stop; do sleep 1; done; "
                     "echo read on to the end",
                 ],
                 "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
