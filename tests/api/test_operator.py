@@ -19,7 +19,7 @@ import pytest
 
 from kube3fs_operator.faults import EXIT_STATUS
 
-from .kube import Body, apply, condition, eventually, get, kubectl, set_status
+from .kube import Body, Refused, apply, condition, eventually, get, kubectl, set_status
 
 NODE = "storage-a"
 GIB = 1 << 30
@@ -203,10 +203,12 @@ def release_volume(name: str) -> None:
 def tidy(namespace: str) -> Iterator[str]:
     """The namespace, whose clusters are taken away afterwards even where no operator runs any more."""
     yield namespace
+    none = '{"metadata":{"finalizers":null}}'
     for kind, where in (("storagecluster", ["-n", namespace]), ("storagevolume", [])):
-        for name in kubectl("get", kind, *where, "-o", "name").split():
-            kubectl("patch", name, *where, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
-            kubectl("delete", name, *where, "--ignore-not-found")
+        names = kubectl("get", kind, *where, "-o", "name").split()
+        if names:
+            kubectl("patch", *names, *where, "--type=merge", "-p", none)
+            kubectl("delete", *names, *where, "--ignore-not-found")
     for name in kubectl(
         "get", "storageclass", "-l", f"kube3fs.io/cluster-namespace={namespace}", "-o", "name"
     ).split():
@@ -394,3 +396,85 @@ def test_health_and_metrics_are_served(operators: Any) -> None:
         "writes_total",
     ):
         assert f"kube3fs_operator_{name}" in text
+
+
+def restart_api_server() -> None:
+    """Kill it and start it again as it was. It forgets its watch cache: watches that resume have expired."""
+    found = [p for p in Path("/proc").glob("[0-9]*") if is_program(p, "kube-apiserver")]
+    assert len(found) == 1, "this test runs inside the cluster's namespaces"
+    process = found[0]
+    argv = (process / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    environment = dict(
+        entry.split(b"=", 1) for entry in (process / "environ").read_bytes().split(b"\0") if b"=" in entry
+    )
+    folder = (process / "cwd").readlink()
+    program = (process / "exe").readlink()
+    os.kill(int(process.name), signal.SIGKILL)
+    eventually(lambda: is_program(process, "kube-apiserver"), lambda alive: not alive)
+    subprocess.Popen(
+        argv,
+        executable=program,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+    def answers() -> bool:
+        try:
+            return kubectl("get", "--raw", "/readyz") == "ok"
+        except Refused:
+            return False
+
+    eventually(answers, bool, 90)
+
+
+def is_program(process: Path, name: str) -> bool:
+    try:
+        return (process / "cmdline").read_bytes().split(b"\0")[0].rpartition(b"/")[2] == name.encode()
+    except OSError:
+        return False
+
+
+def test_the_operator_outlives_a_restart_of_the_api_server(tidy: str, node: str, operators: Any) -> None:
+    """The same process goes on: it keeps its lease and sees what happens afterwards."""
+    running = operators()
+    apply(cluster(tidy))
+    report(node, f"{tidy}/demo")
+    becomes(tidy, "Ready", "True")
+    restart_api_server()
+    heartbeat(node)
+    apply(cluster(tidy, "second"))
+    report(node, f"{tidy}/demo", f"{tidy}/second")
+    eventually(
+        lambda: condition(storage_cluster(tidy, "second"), "Ready").get("status"),
+        lambda seen: seen == "True",
+        90,
+    )
+    assert running.process.poll() is None
+
+
+def test_fifty_clusters_and_five_hundred_volumes(tidy: str, node: str, operators: Any) -> None:
+    """All become ready, and the operator stays below 120 MiB."""
+    names = [f"load-{number}" for number in range(50)]
+    bodies = [volume(tidy, f"{tidy}-{number}") for number in range(500)]
+    for number, body in enumerate(bodies):
+        body["metadata"]["finalizers"] = []
+        body["spec"]["clusterRef"]["name"] = names[number % 50]
+    apply(*(cluster(tidy, name) for name in names))
+    apply(*bodies)
+    report(node, *(f"{tidy}/{name}" for name in names))
+    running = operators()
+
+    def ready() -> int:
+        items = json.loads(kubectl("get", "storageclusters", "-n", tidy, "-o", "json"))["items"]
+        return sum(
+            condition(item, "Ready").get("status") == "True" and item["status"]["volumes"] == 10
+            for item in items
+        )
+
+    eventually(ready, lambda count: count == 50, 120)
+    status = Path(f"/proc/{running.process.pid}/status").read_text()
+    resident = int(status.partition("VmRSS:")[2].split()[0]) / 1024
+    assert resident < 120, f"{resident:.0f} MiB"
