@@ -32,7 +32,9 @@ NO_PROXY = (
 def key() -> str:
     """Identifies what a build makes: the pins, the flags and the compiler."""
     digest = hashlib.sha256(run(["go", "version"], timeout=10, advice="install Go 1.26 or later").encode())
-    digest.update(repr((programs.BUILDS, programs.SIDECARS, programs.FILES, programs.DEBIAN_PROGRAMS)).encode())
+    digest.update(
+        repr((programs.BUILDS, programs.SIDECARS, programs.FILES, programs.DEBIAN_PROGRAMS)).encode()
+    )
     for path in sorted(p for p in MODULES.rglob("*") if p.is_file()):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
