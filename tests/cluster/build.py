@@ -47,6 +47,7 @@ def folder() -> Path:
 
 def ensure() -> Path:
     """The folder of programs; compiles what is missing there. Safe to call from several processes at once."""
+    install(PACKAGES)
     return cache.made(folder(), _build)
 
 
@@ -56,7 +57,6 @@ def _build(to: Path) -> None:
         raise ClusterError(f"compiling needs 8 GiB of disk and {CACHE} has {free} free: free some space")
     say("compiling Kubernetes, containerd and the tools: the first time about 20 minutes on 2 cores")
     to.mkdir()
-    install(PACKAGES)
     for build in programs.BUILDS:
         with progress(f"compiling {', '.join(_names(build))}"):
             _compile(build, to)

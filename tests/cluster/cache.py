@@ -20,7 +20,7 @@ def made(path: Path, make: Callable[[Path], None]) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         # One lock for all versions of a thing: `operator-0123.tar` waits for no other image.
-        with _alone(path.parent / f"{path.stem.partition('-')[0]}.lock"):
+        with alone(path.parent / f"{path.stem.partition('-')[0]}.lock"):
             if not path.exists():
                 with tempfile.TemporaryDirectory(prefix=f"{path.name}.partial-", dir=path.parent) as scratch:
                     partial = Path(scratch, path.name)
@@ -32,7 +32,7 @@ def made(path: Path, make: Callable[[Path], None]) -> Path:
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def alone(lock: Path) -> Iterator[None]:
     """Hold `lock`, so that two processes that make one thing wait for each other."""
     with lock.open("w") as file:
         try:
