@@ -41,7 +41,7 @@ lint-native: ## rustfmt and clippy, warnings denied
 	cd $(NATIVE)/fuzz && cargo fmt --check && $(CARGO) clippy --all-targets -- -D warnings
 
 .PHONY: test
-test: deps lint test-native test-python test-cluster ## Everything that CI runs
+test: deps lint test-native test-python test-usrbio-py test-cluster ## Everything that CI runs
 
 .PHONY: test-native
 test-native: deps lib $(TOOLS)/bin/fsx test-loom test-fuzz ## The native client: unit, property, C, POSIX, take-over, fuzz
@@ -114,9 +114,32 @@ test-cluster: go images ## The test Kubernetes itself, then the end-to-end tests
 	.venv/bin/pytest tests/cluster
 	$(CLUSTER) run --nodes 2 -- .venv/bin/pytest tests/e2e
 
+# ---- the Python package usrbio ----------------------------------------------------------------------------------
+
+USRBIO_PY := $(NATIVE)/usrbio-py
+WHEEL_SOURCES := $(shell find $(NATIVE) -name target -prune -o -name __pycache__ -prune -o -name tests -prune -o -name fuzz -prune -o -type f -print)
+
+.PHONY: wheels
+wheels: dist/stamp ## Build the wheels of the Python package usrbio, with the daemon in them, into dist
+
+dist/stamp: $(TOOLS)/venv $(WHEEL_SOURCES)
+	PATH=$(TOOLS)/venv/bin:$$PATH $(USRBIO_PY)/build-wheels.sh dist
+	@touch $@
+
+.PHONY: test-usrbio-py
+test-usrbio-py: deps wheels ## The wheels, each installed in a clean environment, on Python 3.10, 3.11 and 3.13; mypy; the docs
+	$(USRBIO_PY)/tests/run.sh dist $(TOOLS)/usrbio-py
+
+.PHONY: bench-python
+bench-python: wheels build ## Benchmark the Python package beside the C client and os.preadv; about 3 minutes
+	rm -rf $(TOOLS)/usrbio-bench && $(PYTHON) -m venv $(TOOLS)/usrbio-bench
+	$(TOOLS)/usrbio-bench/bin/pip install -q --disable-pip-version-check --require-hashes -r $(USRBIO_PY)/test-requirements.txt
+	$(TOOLS)/usrbio-bench/bin/pip install -q --disable-pip-version-check --no-index --find-links dist usrbio
+	$(TOOLS)/usrbio-bench/bin/python tests/bench/python $(ARGS)
+
 .PHONY: clean
 clean: ## Remove everything that was built
-	rm -rf $(NATIVE)/target $(NATIVE)/fuzz/target
+	rm -rf $(NATIVE)/target $(NATIVE)/fuzz/target dist
 
 .PHONY: test-loom
 test-loom: ## Model-check the ring's indices and its sleep protocol under every interleaving

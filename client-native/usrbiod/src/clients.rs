@@ -6,7 +6,7 @@
 //! [`SessionRings::reap`]).
 
 use crate::ring::SessionRings;
-use crate::types::{Caller, Errno, Owner};
+use crate::types::{Caller, Errno, Owner, UNKNOWN_ID};
 use rustix::process::{Pid, PidfdFlags};
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
@@ -18,6 +18,14 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 pub fn owner_of(caller: &Caller) -> Owner {
     let (tgid, start) = thread_group(caller.pid).unwrap_or_default();
     Owner { uid: caller.uid, gid: caller.gid, tgid, start }
+}
+
+/// Who asks for what others registered: the user, or where the kernel does not name it, the process.
+pub fn asker(caller: &Caller) -> Owner {
+    match caller.uid {
+        UNKNOWN_ID => owner_of(caller),
+        uid => Owner { uid, gid: caller.gid, tgid: 0, start: 0 },
+    }
 }
 
 /// The process of a caller; 0 when it cannot be seen or is gone. Much faster than [`owner_of`] for most callers.

@@ -411,6 +411,7 @@ fn kernel() -> Kernel {
     let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     Kernel {
         passthrough: version >= (6, 9),
+        idmap: version >= (6, 12),
         resend: version >= (6, 9),
         io_uring: io_uring::IoUring::new(2).is_ok(),
         release,

@@ -5,7 +5,7 @@ use crate::clients::ClientWatch;
 use crate::control::Keeper;
 use crate::fs::locks::LockTable;
 use crate::fs::{FdCache, Fs, Keeping};
-use crate::fuse::{Channel, Pool};
+use crate::fuse::{Channel, Pool, asked};
 use crate::metrics::SessionMetrics;
 use crate::ring::{Engine, RingsConfig, SessionRings};
 use crate::state::SessionState;
@@ -56,6 +56,10 @@ pub struct SessionConfig {
     /// Let the kernel read and write the backing files itself, where it can (Linux 6.9).
     #[serde(default = "yes")]
     pub passthrough: bool,
+    /// The mount is to be mapped into a user namespace (Linux 6.12). Callers are then known by their process where they
+    /// are known by their user otherwise.
+    #[serde(default)]
+    pub idmap: bool,
 }
 
 fn yes() -> bool {
@@ -122,7 +126,8 @@ impl Session {
         number: u32,
         mut kept: Option<HashMap<String, OwnedFd>>,
     ) -> Result<(Session, usize)> {
-        let channel = Arc::new(Channel::new(fds.fuse, config.passthrough, &state.header())?);
+        let channel =
+            Arc::new(Channel::new(fds.fuse, asked(config.passthrough, config.idmap), &state.header())?);
         let metrics = Arc::new(SessionMetrics::default());
         let keeping = Keeping::new(shared.keeper.clone(), config.name.clone(), kept.as_mut());
         let (read_only, cache) = (config.read_only, shared.fds.clone());

@@ -21,12 +21,16 @@ impl NodeId {
     }
 }
 
+/// The uid and gid of a caller whom the kernel does not name: requests on a mount that may be mapped into user namespaces,
+/// except those that create something (`FUSE_INVALID_UIDGID`).
+pub const UNKNOWN_ID: u32 = u32::MAX;
+
 /// Who asks, as FUSE names the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {
-    /// File system user id.
+    /// File system user id, or [`UNKNOWN_ID`].
     pub uid: u32,
-    /// File system group id.
+    /// File system group id, or [`UNKNOWN_ID`].
     pub gid: u32,
     /// The *thread* that called, in the daemon's pid namespace; 0 when it cannot be seen from there.
     pub pid: u32,
@@ -44,6 +48,14 @@ pub struct Owner {
     /// Start time of the process in clock ticks since boot (`/proc/PID/stat`, field 22), so that a reused pid is
     /// not taken for it.
     pub start: u64,
+}
+
+impl Owner {
+    /// May `self` use and remove what `owner` registered? Its user and root may, and the same process.
+    pub fn may_manage(&self, owner: &Owner) -> bool {
+        let same_process = self.tgid != 0 && (self.tgid, self.start) == (owner.tgid, owner.start);
+        self.uid == 0 || self.uid == owner.uid || same_process
+    }
 }
 
 /// Attributes of a file, as FUSE and `statx` have them.

@@ -1,6 +1,6 @@
 //! A real mount, served by a pool and a session in this process, used as any program uses a file system.
 //!
-//! Needs root and `/dev/fuse`; without them the tests say so and pass.
+//! Needs root and `/dev/fuse`.
 
 mod fuse_mount;
 

@@ -236,6 +236,8 @@ pub struct Kernel {
     pub passthrough: bool,
     /// New enough for `FUSE_NOTIFY_RESEND` (6.9): without it a successor loses requests that were being worked on.
     pub resend: bool,
+    /// New enough to map FUSE mounts into user namespaces (6.12).
+    pub idmap: bool,
     /// io_uring can be used here; a seccomp profile may forbid it.
     pub io_uring: bool,
 }

@@ -235,6 +235,7 @@ pub mod init {
     pub const PASSTHROUGH: u64 = 1 << 37;
     pub const NO_EXPORT_SUPPORT: u64 = 1 << 38;
     pub const HAS_RESEND: u64 = 1 << 39;
+    pub const ALLOW_IDMAP: u64 = 1 << 40;
 }
 
 /// Bit of `unique`: the request was read before, by somebody who did not answer (`FUSE_UNIQUE_RESEND`).

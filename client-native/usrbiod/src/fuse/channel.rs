@@ -17,8 +17,8 @@ use zerocopy::IntoBytes;
 pub struct Channel {
     /// The fd itself; the peer that mounted holds a duplicate.
     pub fd: OwnedFd,
-    /// Does the session want passthrough?
-    wants_passthrough: bool,
+    /// Flags that the session wants beyond what all do ([`super::init::asked`]).
+    asked: u64,
     /// Flags agreed at `INIT`, 0 before.
     agreed: AtomicU64,
     /// What is to be known of lock calls.
@@ -28,16 +28,11 @@ pub struct Channel {
 impl Channel {
     /// The channel over a mounted `/dev/fuse`, which it makes non-blocking. `header` tells what was agreed with the
     /// kernel by an earlier process.
-    pub fn new(fd: OwnedFd, wants_passthrough: bool, header: &HeaderRec) -> Result<Channel> {
+    pub fn new(fd: OwnedFd, asked: u64, header: &HeaderRec) -> Result<Channel> {
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
         let agreed = if header.init_done == 1 { header.fuse_flags } else { 0 };
-        Ok(Channel {
-            fd,
-            wants_passthrough,
-            agreed: AtomicU64::new(agreed),
-            lock_calls: LockCalls::default(),
-        })
+        Ok(Channel { fd, asked, agreed: AtomicU64::new(agreed), lock_calls: LockCalls::default() })
     }
 
     /// Flags agreed at `INIT`; 0 before it.
@@ -49,13 +44,13 @@ impl Channel {
         self.agreed.store(flags, Ordering::Relaxed);
     }
 
-    pub(super) fn wants_passthrough(&self) -> bool {
-        self.wants_passthrough
+    pub(super) fn asked(&self) -> u64 {
+        self.asked
     }
 
     /// May files be read and written by the kernel itself: asked for and agreed?
     pub fn passthrough(&self) -> bool {
-        self.wants_passthrough && self.agreed() & init::PASSTHROUGH != 0
+        self.asked & self.agreed() & init::PASSTHROUGH != 0
     }
 
     /// Reads one request. `EAGAIN`: there is none. `ENODEV`: unmounted. `ENOENT`: it was aborted meanwhile.
@@ -140,7 +135,7 @@ mod tests {
     fn pair() -> (Channel, OwnedFd) {
         let (ours, kernel) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-        (Channel::new(ours, true, &HeaderRec::default()).unwrap(), kernel)
+        (Channel::new(ours, init::PASSTHROUGH, &HeaderRec::default()).unwrap(), kernel)
     }
 
     fn sent(kernel: &OwnedFd) -> Vec<u8> {

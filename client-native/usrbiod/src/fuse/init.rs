@@ -15,9 +15,8 @@ use crate::types::{Errno, Result};
 /// * `NO_EXPORT_SUPPORT`: node ids are used again, so that an NFS handle could name another file later.
 ///
 /// Not asked for: `WRITEBACK_CACHE` (excludes passthrough), `CACHE_SYMLINKS` (links of `3fs-virt` change),
-/// `NO_OPEN_SUPPORT` (rings and passthrough need to know opens), `ALLOW_IDMAP` (the caller's uid would be missing from
-/// requests that `3fs-virt` judges by it), `CREATE_SUPP_GROUP` (the daemon's capabilities stand in for the caller's groups),
-/// `OVER_IO_URING` (cannot be taken over).
+/// `NO_OPEN_SUPPORT` (rings and passthrough need to know opens), `CREATE_SUPP_GROUP` (the daemon's capabilities stand in for the caller's groups),
+/// `OVER_IO_URING` (cannot be taken over). Asked for by some sessions only: [`asked`].
 const WANTED: u64 = init::ASYNC_READ
     | init::POSIX_LOCKS
     | init::FLOCK_LOCKS
@@ -41,9 +40,18 @@ const WANTED: u64 = init::ASYNC_READ
 /// Requests that the kernel sends ahead (readahead, asynchronous direct I/O).
 const MAX_BACKGROUND: u16 = 64;
 
+/// What a session asks for beyond what all do.
+///
+/// With `ALLOW_IDMAP` the mount can be mapped into a user namespace (Linux 6.12), and the kernel names the caller's uid and
+/// gid in requests that create something only ([`UNKNOWN_ID`](crate::types::UNKNOWN_ID) in all others), hence not always.
+pub fn asked(passthrough: bool, idmap: bool) -> u64 {
+    let flag = |asked: bool, flag: u64| if asked { flag } else { 0 };
+    flag(passthrough, init::PASSTHROUGH) | flag(idmap, init::ALLOW_IDMAP)
+}
+
 /// The answer to an `INIT`. The flags that were agreed are those of the answer, except when it only names the version that
 /// the kernel shall ask for next.
-pub fn answer(arg: &InitIn, flags2: u32, passthrough: bool) -> Result<InitOut> {
+pub fn answer(arg: &InitIn, flags2: u32, asked: u64) -> Result<InitOut> {
     let version = InitOut {
         major: abi::KERNEL_VERSION,
         minor: abi::KERNEL_MINOR_VERSION.min(arg.minor),
@@ -63,8 +71,7 @@ pub fn answer(arg: &InitIn, flags2: u32, passthrough: bool) -> Result<InitOut> {
         return Err(Errno::PROTO);
     }
     let offered = u64::from(arg.flags) | u64::from(flags2) << 32;
-    let wanted = if passthrough { WANTED | init::PASSTHROUGH } else { WANTED };
-    let agreed = offered & wanted;
+    let agreed = offered & (WANTED | asked);
     Ok(InitOut {
         max_readahead: arg.max_readahead,
         flags: agreed as u32,
@@ -93,25 +100,25 @@ mod tests {
 
     #[test]
     fn only_what_is_offered_and_wanted_is_agreed() {
-        let out = answer(&ALL, u32::MAX, true).unwrap();
+        let out = answer(&ALL, u32::MAX, init::PASSTHROUGH).unwrap();
         assert_eq!(flags(&out), WANTED | init::PASSTHROUGH);
         assert_eq!((out.minor, out.max_stack_depth, out.max_write), (45, 1, 1 << 20));
-        let older = answer(&InitIn { minor: 36, ..ALL }, 0, true).unwrap();
+        let older = answer(&InitIn { minor: 36, ..ALL }, 0, init::PASSTHROUGH).unwrap();
         assert_eq!((older.minor, flags(&older) >> 32, older.max_stack_depth), (36, 0, 0));
     }
 
     #[test]
     fn passthrough_never_comes_with_a_writeback_cache() {
-        let out = answer(&ALL, u32::MAX, true).unwrap();
+        let out = answer(&ALL, u32::MAX, init::PASSTHROUGH).unwrap();
         assert_eq!(flags(&out) & init::WRITEBACK_CACHE, 0);
-        assert_eq!(flags(&answer(&ALL, u32::MAX, false).unwrap()) & init::PASSTHROUGH, 0);
+        assert_eq!(flags(&answer(&ALL, u32::MAX, 0).unwrap()) & init::PASSTHROUGH, 0);
     }
 
     #[test]
     fn other_major_versions_are_negotiated_or_refused() {
-        let newer = answer(&InitIn { major: 8, minor: 1, ..ALL }, 0, true).unwrap();
+        let newer = answer(&InitIn { major: 8, minor: 1, ..ALL }, 0, init::PASSTHROUGH).unwrap();
         assert_eq!((newer.major, newer.minor, flags(&newer)), (7, 45, 0));
-        assert_eq!(answer(&InitIn { major: 6, ..ALL }, 0, true).err(), Some(Errno::PROTO));
-        assert_eq!(answer(&InitIn { minor: 30, ..ALL }, 0, true).err(), Some(Errno::PROTO));
+        assert_eq!(answer(&InitIn { major: 6, ..ALL }, 0, init::PASSTHROUGH).err(), Some(Errno::PROTO));
+        assert_eq!(answer(&InitIn { minor: 30, ..ALL }, 0, init::PASSTHROUGH).err(), Some(Errno::PROTO));
     }
 }

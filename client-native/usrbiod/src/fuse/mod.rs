@@ -18,4 +18,5 @@ mod worker;
 
 pub use buffer::MAX_IO;
 pub use channel::Channel;
+pub use init::asked;
 pub use pool::Pool;

@@ -465,6 +465,7 @@ mod tests {
             limits: Limits::default(),
             read_only: false,
             passthrough: false,
+            idmap: false,
         };
         let parts = crate::session::Shared {
             keeper: Arc::default(),

@@ -12,7 +12,7 @@ use crate::metrics::SessionMetrics;
 use crate::session::Limits;
 use crate::state::SessionState;
 use crate::state::records::{HeaderRec, ObjectRec};
-use crate::types::{Caller, Errno, Owner, Result};
+use crate::types::{Errno, Owner, Result};
 use rustix::fs::AtFlags;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -225,10 +225,10 @@ impl SessionRings {
     }
 
     /// Drops a registration. `ENOENT`, or `EPERM` for somebody else's (root may drop any).
-    pub fn unregister(&self, name: &str, caller: &Caller) -> Result<()> {
+    pub fn unregister(&self, name: &str, asker: &Owner) -> Result<()> {
         let mut objects = lock(&self.objects);
         let object = objects.by_name.get(name).ok_or(Errno::NOENT)?;
-        if caller.uid != 0 && caller.uid != object.info.owner.uid {
+        if !asker.may_manage(&object.info.owner) {
             return Err(Errno::PERM);
         }
         self.remove(&mut objects, name);
@@ -345,7 +345,9 @@ impl SessionRings {
     /// published last. What has no fd, or does not fit its fd, is dropped; the number of those.
     pub fn resume(&self, mut fds: HashMap<String, OwnedFd>) -> usize {
         let mut objects = lock(&self.objects);
-        let records: Vec<_> = self.core.state.objects.iter().collect();
+        let mut records: Vec<_> = self.core.state.objects.iter().collect();
+        // Rings last: one is served from the moment that it is entered, and its requests name Iovs.
+        records.sort_by_key(|(_, record)| record.tag == TAG_RING);
         let mut dropped = 0;
         for (number, record) in records {
             let name = text(&record.name, record.name_len);

@@ -229,6 +229,7 @@ impl Supervisor<'_> {
                 limits: Limits::default(),
                 read_only: self.options.read_only,
                 passthrough: self.options.passthrough,
+                idmap: false,
             },
             fds: vec![FdRole::Fuse, FdRole::Backing, FdRole::Shm],
             resume,

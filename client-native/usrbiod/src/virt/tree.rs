@@ -3,7 +3,7 @@
 use super::Virt;
 use super::conf::UserConf;
 use super::nodes::Virtual;
-use crate::clients::owner_of;
+use crate::clients::{asker, owner_of};
 use crate::ring::ObjectInfo;
 use crate::types::{Caller, Entry, Errno, Result};
 use std::ffi::{CStr, CString};
@@ -86,7 +86,7 @@ impl Virt {
         if semaphore_named(name).is_some() {
             return Err(Errno::PERM);
         }
-        self.parts.rings.unregister(name, caller)
+        self.parts.rings.unregister(name, &asker(caller))
     }
 
     pub(super) fn value(&self, key: usize, caller: &Caller) -> Result<(Entry, String)> {
@@ -124,5 +124,5 @@ fn semaphore_named(name: &str) -> Option<Priority> {
 
 /// `EPERM` for what belongs to another user.
 fn allowed(info: ObjectInfo, caller: &Caller) -> Result<ObjectInfo> {
-    if caller.uid == 0 || caller.uid == info.owner.uid { Ok(info) } else { Err(Errno::PERM) }
+    if asker(caller).may_manage(&info.owner) { Ok(info) } else { Err(Errno::PERM) }
 }

@@ -20,12 +20,13 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// What the mount shall be like.
 pub struct Setup {
     pub passthrough: bool,
+    pub idmap: bool,
     pub read_only: bool,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { passthrough: true, read_only: false }
+        Setup { passthrough: true, idmap: false, read_only: false }
     }
 }
 
@@ -123,6 +124,7 @@ pub fn session(
         limits: Limits::default(),
         read_only: setup.read_only,
         passthrough: setup.passthrough,
+        idmap: setup.idmap,
     };
     let (session, lost) = Session::new(config, fds, state, shared, number, None).unwrap();
     assert_eq!(lost, 0);

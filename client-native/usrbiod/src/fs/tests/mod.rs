@@ -82,7 +82,7 @@ fn serve(
     read_only: bool,
 ) -> (Fs, OwnedFd) {
     let (notes, kernel) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
-    let channel = Arc::new(Channel::new(kernel, false, &HeaderRec::default()).unwrap());
+    let channel = Arc::new(Channel::new(kernel, 0, &HeaderRec::default()).unwrap());
     let backing = File::open(dir.path()).unwrap().into();
     let keeping = Keeping::default();
     (Fs::new(channel, state.clone(), backing, read_only, fds.clone(), keeping).unwrap(), notes)

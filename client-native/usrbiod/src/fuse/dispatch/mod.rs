@@ -209,7 +209,7 @@ impl Call<'_, '_> {
 
     fn init(&mut self, arg: &abi::InitIn, flags2: u32) -> Result<Answer> {
         let channel = &self.session.channel;
-        let out = init::answer(arg, flags2, channel.wants_passthrough())?;
+        let out = init::answer(arg, flags2, channel.asked())?;
         if arg.major == abi::KERNEL_VERSION {
             let mut header = self.session.state.header();
             header.init_done = 1;

@@ -3,7 +3,7 @@
 use super::peer::{Client, ME, Server, errno, pattern};
 use crate::ring::Engine;
 use crate::session::Limits;
-use crate::types::{Caller, Errno, Owner};
+use crate::types::{Errno, Owner, UNKNOWN_ID};
 use std::time::Duration;
 use usrbio_wire::Geometry;
 use uuid::Uuid;
@@ -108,7 +108,7 @@ fn the_same_name_is_eexist_and_the_same_id_takes_over() {
     let twin = format!("{}.b4096", client.iov_name);
     server.rings.register(&twin, "/dev/shm/other", &ME).unwrap();
     assert_eq!(answer(&client), errno(Errno::INVAL), "the other buffer ends there");
-    let root = Caller { uid: 0, gid: 0, pid: 1 };
+    let root = Owner { uid: 0, gid: 0, tgid: 1, start: 1 };
     server.rings.unregister(&twin, &root).unwrap();
     assert_eq!(answer(&client), 2, "the first one is back");
     server.rings.unregister(&client.iov_name, &root).unwrap();
@@ -119,12 +119,13 @@ fn the_same_name_is_eexist_and_the_same_id_takes_over() {
 fn only_the_owner_and_root_unregister() {
     let server = Server::stepped();
     let client = server.client_of(USER, 4, ".r0.t0");
-    let caller = |uid| Caller { uid, gid: 0, pid: 1 };
-    assert_eq!(server.rings.unregister(&client.iov_name, &caller(1002)), Err(Errno::PERM));
-    assert_eq!(server.rings.unregister("nothing", &caller(0)), Err(Errno::NOENT));
-    assert_eq!(server.rings.unregister(&client.iov_name, &caller(USER.uid)), Ok(()));
+    let asker = |uid, tgid| Owner { uid, gid: 0, tgid, start: USER.start };
+    assert_eq!(server.rings.unregister(&client.iov_name, &asker(1002, 1)), Err(Errno::PERM));
+    assert_eq!(server.rings.unregister("nothing", &asker(0, 1)), Err(Errno::NOENT));
+    assert_eq!(server.rings.unregister(&client.iov_name, &asker(USER.uid, 1)), Ok(()));
     assert_eq!(server.rings.find(&client.iov_name), None);
-    assert_eq!(server.rings.unregister(&client.ring_name, &caller(0)), Ok(()));
+    assert_eq!(server.rings.unregister(&client.ring_name, &asker(UNKNOWN_ID, 0)), Err(Errno::PERM));
+    assert_eq!(server.rings.unregister(&client.ring_name, &asker(UNKNOWN_ID, USER.tgid)), Ok(()));
     assert_eq!(server.rings.list(), []);
 }
 
