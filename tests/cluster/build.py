@@ -32,7 +32,9 @@ NO_PROXY = (
 def key() -> str:
     """Identifies what a build makes: the pins, the flags and the compiler."""
     digest = hashlib.sha256(run(["go", "version"], timeout=10, advice="install Go 1.26 or later").encode())
-    digest.update(repr((programs.BUILDS, programs.SIDECARS, programs.FILES, programs.DEBIAN_PROGRAMS)).encode())
+    digest.update(
+        repr((programs.BUILDS, programs.SIDECARS, programs.FILES, programs.DEBIAN_PROGRAMS)).encode()
+    )
     for path in sorted(p for p in MODULES.rglob("*") if p.is_file()):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -45,6 +47,7 @@ def folder() -> Path:
 
 def ensure() -> Path:
     """The folder of programs; compiles what is missing there. Safe to call from several processes at once."""
+    install(PACKAGES)
     return cache.made(folder(), _build)
 
 
@@ -54,7 +57,6 @@ def _build(to: Path) -> None:
         raise ClusterError(f"compiling needs 8 GiB of disk and {CACHE} has {free} free: free some space")
     say("compiling Kubernetes, containerd and the tools: the first time about 20 minutes on 2 cores")
     to.mkdir()
-    install(PACKAGES)
     for build in programs.BUILDS:
         with progress(f"compiling {', '.join(_names(build))}"):
             _compile(build, to)

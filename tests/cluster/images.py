@@ -4,7 +4,6 @@ Where no image registry answers, the images that the Dockerfile starts from are 
 Debian from Debian's packages, Rust from that and this machine's toolchain.
 """
 
-import contextlib
 import hashlib
 import os
 import re
@@ -91,9 +90,10 @@ def _files(path: Path) -> list[Path]:
 
 def _build(target: str, name: str, archive: Path) -> None:
     builder = Builder.find()
-    for base in bases():
-        if not builder.has(base):
-            builder.fetch_or_make(base)
+    with cache.alone(CACHE / "bases.lock"):
+        for base in bases():
+            if not builder.has(base):
+                builder.fetch_or_make(base)
     with progress(f"building the image {name}"):
         arguments = [
             f"--target={target}",
@@ -220,20 +220,12 @@ def _make_debian(scratch: Path) -> Path:
 
 def _debian_sources(release: str) -> list[str]:
     """`URI suite` of every Debian source of this machine, for another release."""
-    with contextlib.suppress(ClusterError):
-        wanted = [
-            "apt-get",
-            "indextargets",
-            "--format",
-            "$(REPO_URI) $(RELEASE)",
-            "Origin: Debian",
-            "Created-By: Packages",
-        ]
-        own = re.search(r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(), re.MULTILINE)
-        lines = sorted(set(run(wanted, timeout=60).splitlines()))
-        if own and lines:
-            return [line.replace(f" {own[1]}", f" {release}") for line in lines]
-    return [f"http://deb.debian.org/debian {release}"]
+    own = re.search(r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(), re.MULTILINE)
+    wanted = ("--format", "$(REPO_URI) $(RELEASE)", "Origin: Debian", "Created-By: Packages")
+    lines = sorted(set(run(["apt-get", "indextargets", *wanted], timeout=60).splitlines()))
+    if not own or not lines:
+        raise ClusterError("apt knows no Debian source: name one in /etc/apt and run `apt-get update`")
+    return [line.replace(f" {own[1]}", f" {release}") for line in lines]
 
 
 def _make_rust(scratch: Path) -> Path:
