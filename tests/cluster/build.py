@@ -12,16 +12,30 @@ from tests.cluster.oci import write_image
 from tests.cluster.paths import CACHE, MODULES
 from tests.cluster.shell import ClusterError, last_line, progress, run, say
 
-PACKAGES = ("conntrack", "gcc", "iproute2", "iptables", "libc6-dev", "libseccomp-dev", "openssl", "pkg-config")
+PACKAGES = (
+    "conntrack",
+    "gcc",
+    "iproute2",
+    "iptables",
+    "libc6-dev",
+    "libseccomp-dev",
+    "openssl",
+    "pkg-config",
+)
 """Debian packages that compiling and running need; the Makefile installs them too."""
 
-NO_PROXY = "does the Go module proxy answer? See `go env GOPROXY`; then run this again, it goes on where it was"
+NO_PROXY = (
+    "does the Go module proxy answer? See `go env GOPROXY`; then run this again, it goes on where it was"
+)
 
 
 def key() -> str:
     """Identifies what a build makes: the pins, the flags and the compiler."""
     digest = hashlib.sha256(run(["go", "version"], timeout=10, advice="install Go 1.26 or later").encode())
-    for path in sorted([Path(programs.__file__), *(p for p in MODULES.rglob("*") if p.is_file())]):
+    digest.update(
+        repr((programs.BUILDS, programs.SIDECARS, programs.FILES, programs.DEBIAN_PROGRAMS)).encode()
+    )
+    for path in sorted(p for p in MODULES.rglob("*") if p.is_file()):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -33,6 +47,7 @@ def folder() -> Path:
 
 def ensure() -> Path:
     """The folder of programs; compiles what is missing there. Safe to call from several processes at once."""
+    install(PACKAGES)
     return cache.made(folder(), _build)
 
 
@@ -40,9 +55,8 @@ def _build(to: Path) -> None:
     free = shutil.disk_usage(to.parent).free >> 30
     if free < 8:
         raise ClusterError(f"compiling needs 8 GiB of disk and {CACHE} has {free} free: free some space")
-    say("compiling Kubernetes, containerd and the tools: about 20 minutes on 2 cores the first time, then never again")
+    say("compiling Kubernetes, containerd and the tools: the first time about 20 minutes on 2 cores")
     to.mkdir()
-    install(PACKAGES)
     for build in programs.BUILDS:
         with progress(f"compiling {', '.join(_names(build))}"):
             _compile(build, to)
@@ -57,7 +71,9 @@ def _build(to: Path) -> None:
 
 def install(packages: tuple[str, ...]) -> None:
     """Install the Debian packages that are missing."""
-    query = subprocess.run(["dpkg-query", "-Wf", "${Package} ${Status}\n", *packages], capture_output=True, text=True)
+    query = subprocess.run(
+        ["dpkg-query", "-Wf", "${Package} ${Status}\n", *packages], capture_output=True, text=True
+    )
     there = {line.split()[0] for line in query.stdout.splitlines() if line.endswith("ok installed")}
     missing = sorted(set(packages) - there)
     if not missing:
@@ -66,7 +82,12 @@ def install(packages: tuple[str, ...]) -> None:
     with progress(f"installing {' '.join(missing)}"):
         advice = "does the Debian mirror of /etc/apt answer?"
         run(["apt-get", "update", "-qq"], timeout=300, env=apt, advice=advice)
-        run(["apt-get", "install", "-qq", "-y", "--no-install-recommends", *missing], timeout=600, env=apt, advice=advice)
+        run(
+            ["apt-get", "install", "-qq", "-y", "--no-install-recommends", *missing],
+            timeout=600,
+            env=apt,
+            advice=advice,
+        )
 
 
 def _names(build: programs.Build) -> list[str]:
@@ -98,7 +119,9 @@ def _compile(build: programs.Build, to: Path) -> None:
 
 def version(module: str, of: str) -> str:
     """The version of the Go module `of` that modules/`module` pins, as `v1.2.3`."""
-    return run(["go", "list", "-m", "-f", "{{.Version}}", of], cwd=MODULES / module, timeout=300, advice=NO_PROXY).strip()
+    return run(
+        ["go", "list", "-m", "-f", "{{.Version}}", of], cwd=MODULES / module, timeout=300, advice=NO_PROXY
+    ).strip()
 
 
 def _images(to: Path) -> None:
@@ -116,7 +139,9 @@ def _images(to: Path) -> None:
 
 def _files(to: Path) -> None:
     for module, of, pattern, target in programs.FILES:
-        place = run(["go", "list", "-m", "-f", "{{.Dir}}", of], cwd=MODULES / module, timeout=300, advice=NO_PROXY)
+        place = run(
+            ["go", "list", "-m", "-f", "{{.Dir}}", of], cwd=MODULES / module, timeout=300, advice=NO_PROXY
+        )
         found = sorted(Path(place.strip()).glob(pattern))
         if not found:
             raise ClusterError(f"the Go module {of} has no {pattern}: correct modules/ or programs.py")
@@ -129,7 +154,11 @@ def _from_debian(package: str, path: str, to: Path) -> None:
     """One program out of a Debian package, without installing the service that comes with it."""
     with tempfile.TemporaryDirectory() as scratch:
         # As root, so that apt may write there: its own user has no access to a private folder.
-        run(["apt-get", "-o", "APT::Sandbox::User=root", "download", "-qq", package], cwd=Path(scratch), timeout=300)
+        run(
+            ["apt-get", "-o", "APT::Sandbox::User=root", "download", "-qq", package],
+            cwd=Path(scratch),
+            timeout=300,
+        )
         [deb] = Path(scratch).glob("*.deb")
         run(["dpkg-deb", "-x", deb, scratch], timeout=60)
         shutil.copy(Path(scratch, path), to)

@@ -16,10 +16,11 @@ _DAY = 24 * 3600
 
 
 def made(path: Path, make: Callable[[Path], None]) -> Path:
-    """`path`, after `make` has made it where it was not there: in another place, so that it is there whole or not."""
+    """`path`. Where there is none, `make` makes it, elsewhere at first: it is there whole or not at all."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path.parent / "lock"):
+        # One lock for all versions of a thing: `operator-0123.tar` waits for no other image.
+        with alone(path.parent / f"{path.stem.partition('-')[0]}.lock"):
             if not path.exists():
                 with tempfile.TemporaryDirectory(prefix=f"{path.name}.partial-", dir=path.parent) as scratch:
                     partial = Path(scratch, path.name)
@@ -31,7 +32,7 @@ def made(path: Path, make: Callable[[Path], None]) -> Path:
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def alone(lock: Path) -> Iterator[None]:
     """Hold `lock`, so that two processes that make one thing wait for each other."""
     with lock.open("w") as file:
         try:
@@ -44,7 +45,7 @@ def _alone(lock: Path) -> Iterator[None]:
 
 def _prune(folder: Path, suffix: str) -> None:
     """Remove what has not been used for a day, but for the newest few."""
-    entries = [path for path in folder.iterdir() if path.suffix == suffix and path.name != "lock"]
+    entries = [path for path in folder.iterdir() if path.suffix == suffix]
     for path in sorted(entries, key=lambda p: p.stat().st_atime, reverse=True)[_KEEP:]:
         if time.time() - path.stat().st_atime > _DAY:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -14,7 +14,7 @@ from tests.cluster.shell import ClusterError, say
 from tests.cluster.spec import MAX_NODES, Spec
 
 EXIT_CLUSTER = 125
-"""The exit code when the cluster failed, and not the command in it (as `timeout`, `docker run` and others have it)."""
+"""When the cluster failed, and not the command in it; `timeout` and `docker run` have the same."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,8 +39,8 @@ def _end(signum: int, frame: FrameType | None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python3 -m tests.cluster",
-        description="A real Kubernetes in namespaces of its own, from nothing but package registries. Needs root.",
-        epilog="A command's exit code is passed on; 124 says that it took too long, 125 that the cluster failed.",
+        description="A real Kubernetes in namespaces of its own, from package registries alone. Needs root.",
+        epilog="A command's exit code is passed on; 124: it took too long; 125: the cluster failed.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -49,20 +49,28 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=function)
         return sub
 
-    command("build", _build, "compile the cluster's programs and the test tools, where this has not been done")
+    command(
+        "build", _build, "compile the cluster's programs and the test tools, where this has not been done"
+    )
     command("images", _images, "build the images of this tree, where this has not been done")
     sub = command("run", _run, "bring a cluster up, run a command in it, take everything down")
     _add_cluster_options(sub)
-    sub.add_argument("--timeout", type=_seconds, metavar="S", help="kill the command after S seconds (exit code 124)")
+    sub.add_argument(
+        "--timeout", type=_seconds, metavar="S", help="kill the command after S seconds (exit code 124)"
+    )
     sub.add_argument("--keep", action="store_true", help="leave the cluster up; `down --name NAME` ends it")
-    sub.add_argument("argv", nargs="+", metavar="CMD", help="after `--`: the command, run with KUBECONFIG set")
+    sub.add_argument(
+        "argv", nargs="+", metavar="CMD", help="after `--`: the command, run with KUBECONFIG set"
+    )
     sub = command("up", _up, "bring a cluster up and leave it")
     _add_name(sub)
     _add_cluster_options(sub)
     sub = command("shell", _shell, "a shell, or a command, in the namespaces of a cluster that is up")
     _add_name(sub)
     sub.add_argument("argv", nargs="*", metavar="CMD", help="after `--`: a command in place of the shell")
-    sub = command("logs", _logs, "print the log of a component of a cluster that is up; without one, list them")
+    sub = command(
+        "logs", _logs, "print the log of a component of a cluster that is up; without one, list them"
+    )
     _add_name(sub)
     sub.add_argument("component", nargs="?", help="as listed, for instance kubelet")
     sub = command("down", _down, "end a cluster that is up")
@@ -75,10 +83,22 @@ def _add_name(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_cluster_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--nodes", type=_nodes, default=1, metavar="N", help=f"how many kubelets, 1 to {MAX_NODES}")
-    parser.add_argument("--feature-gates", type=_gates, default="", metavar="A=true,B=false", help="for every component")
-    parser.add_argument("--image", type=_image, action="append", default=[], help="an image archive (OCI or docker) to load as well")
-    parser.add_argument("--port", type=_port, default=0, help="of the API server on 127.0.0.1 (default: a free one)")
+    parser.add_argument(
+        "--nodes", type=_nodes, default=1, metavar="N", help=f"how many kubelets, 1 to {MAX_NODES}"
+    )
+    parser.add_argument(
+        "--feature-gates", type=_gates, default="", metavar="A=true,B=false", help="for every component"
+    )
+    parser.add_argument(
+        "--image",
+        type=_image,
+        action="append",
+        default=[],
+        help="an image archive (OCI or docker) to load as well",
+    )
+    parser.add_argument(
+        "--port", type=_port, default=0, help="of the API server on 127.0.0.1 (default: a free one)"
+    )
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -123,7 +143,9 @@ def _logs(arguments: argparse.Namespace) -> int:
         return 0
     chosen = [path for path in logs if path.stem == arguments.component]
     if not chosen:
-        raise ClusterError(f"no log '{arguments.component}': there are {', '.join(path.stem for path in logs)}")
+        raise ClusterError(
+            f"no log '{arguments.component}': there are {', '.join(path.stem for path in logs)}"
+        )
     sys.stdout.write(chosen[0].read_text(errors="replace"))
     return 0
 
@@ -139,8 +161,8 @@ def _spec(arguments: argparse.Namespace, name: str) -> Spec:
     """The cluster that the options ask for, its programs and images built."""
     preflight.check()
     programs = build.ensure()
-    archives = [*sorted((programs / "images").glob("*.tar")), *(image.archive for image in images.ensure())]
-    archives += [Path(path) for path in arguments.image]
+    ours = [image.archive for image in images.ensure()]
+    archives = [*map(Path, arguments.image), *sorted((programs / "images").glob("*.tar")), *ours]
     return Spec(
         name=name,
         state=str(host.folder(name)),

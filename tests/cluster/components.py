@@ -27,7 +27,7 @@ def etcd(spec: Spec) -> list[str]:
 
 
 def apiserver(spec: Spec) -> list[str]:
-    """As kubeadm starts it, but that users come from a token file: each component is its own user all the same."""
+    """As kubeadm starts it, but with users from a token file: each component is its own user all the same."""
     pki = spec.folder / "pki"
     return [
         "kube-apiserver",
@@ -115,7 +115,9 @@ def kubeconfig(server: str, ca: str, token: str) -> str:
         {
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": "kube3fs", "cluster": {"server": server, "certificate-authority-data": ca}}],
+            "clusters": [
+                {"name": "kube3fs", "cluster": {"server": server, "certificate-authority-data": ca}}
+            ],
             "users": [{"name": "kube3fs", "user": {"token": token}}],
             "contexts": [{"name": "kube3fs", "context": {"cluster": "kube3fs", "user": "kube3fs"}}],
             "current-context": "kube3fs",
@@ -167,7 +169,12 @@ def proxy_config(spec: Spec) -> str:
             "mode": "iptables",
             "clientConnection": {"kubeconfig": kubeconfig_path(spec, "proxy")},
             "clusterCIDR": s.PODS,
-            "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+            "conntrack": {
+                "maxPerCore": 0,
+                "min": 0,
+                "tcpEstablishedTimeout": "0s",
+                "tcpCloseWaitTimeout": "0s",
+            },
             "oomScoreAdj": 0,
             "featureGates": feature_gates(spec.feature_gates),
         },
@@ -184,7 +191,9 @@ def cni_config(spec: Spec, node: Node) -> str:
         "routes": [{"dst": "0.0.0.0/0"}],
     }
     ports = {"type": "portmap", "capabilities": {"portMappings": True}}
-    return json.dumps({"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "ptp", "ipam": ipam}, ports]})
+    return json.dumps(
+        {"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "ptp", "ipam": ipam}, ports]}
+    )
 
 
 def containerd_config(spec: Spec, node: Node) -> str:
@@ -234,7 +243,9 @@ def feature_gates(text: str) -> dict[str, bool]:
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
         if not name.isalnum() or value not in ("true", "false"):
-            raise ValueError(f"'{part}' is not a feature gate: write Name=true or Name=false, separated by commas")
+            raise ValueError(
+                f"'{part}' is not a feature gate: write Name=true or Name=false, separated by commas"
+            )
         gates[name] = value == "true"
     return gates
 
@@ -244,7 +255,7 @@ def _gates(spec: Spec) -> list[str]:
 
 
 def _client(spec: Spec, name: str) -> list[str]:
-    """Flags of a component that is a client of the API server, alone of its kind, and served to this node only."""
+    """Flags of a client of the API server that is alone of its kind and listens on its node only."""
     path = kubeconfig_path(spec, name)
     return [
         f"--kubeconfig={path}",

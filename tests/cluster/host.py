@@ -1,7 +1,8 @@
 """What a cluster takes from the machine, and giving it back: folders, cgroups, sysctls, processes.
 
-Everything else lies in namespaces, which end with their last process. A cluster whose runner was killed is found by
-its folder and swept by the next command. All of it happens under one lock: clusters may run side by side.
+Everything else lies in namespaces, which end with their last process. A cluster whose runner was killed is
+found by its folder and swept by the next command. All of it happens under one lock: clusters may run side
+by side.
 """
 
 import fcntl
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.paths import NODE_PLACES, STATE
+from tests.cluster.paths import NODE_PLACES_IN_MEMORY, NODE_PLACES_ON_DISK, STATE
 from tests.cluster.shell import ClusterError, say
 from tests.cluster.spec import Spec, nodes
 
@@ -24,7 +25,7 @@ _CLUSTERS = STATE / "clusters"
 _MACHINE = STATE / "machine.json"
 _LOCK = Path("/run/lock/kube3fs-cluster")
 
-_SYSCTLS = (
+SYSCTLS = (
     # The kubelet sets these for the whole machine.
     "vm/overcommit_memory",
     "vm/panic_on_oom",
@@ -135,29 +136,36 @@ def _locked() -> Iterator[None]:
 def _sweep() -> None:
     for name in names():
         if not lives(folder(name)):
-            say(f"cleaning up after the cluster '{name}', whose runner was killed")
+            say(f"cleaning up after the cluster '{name}', which was killed")
             _destroy(name)
 
 
 def _destroy(name: str) -> None:
-    groups = [root / f"kube3fs-{name}" for root in hierarchies()]
-    _kill(groups)
-    for group in groups:
-        for path, _, _ in os.walk(group, topdown=False):
-            os.rmdir(path)
+    _kill(name)
+    for root in hierarchies():
+        for path, _, _ in os.walk(root / f"kube3fs-{name}", topdown=False):
+            Path(path).rmdir()
     # Its mounts went with its namespaces; what lies in the folder is the cluster's own.
     shutil.rmtree(folder(name), ignore_errors=True)
 
 
-def _kill(groups: list[Path]) -> None:
-    """SIGKILL every process below the cgroups and wait until they are gone."""
+def processes(name: str) -> set[int]:
+    """Every process of the cluster `name`, by its cgroups."""
+    files = (file for root in hierarchies() for file in (root / f"kube3fs-{name}").rglob("cgroup.procs"))
+    return {int(pid) for file in files for pid in file.read_text().split()}
+
+
+def _kill(name: str) -> None:
+    """SIGKILL every process of the cluster and wait until they are gone."""
     deadline = time.monotonic() + 30
-    while pids := {pid for group in groups for file in group.rglob("cgroup.procs") for pid in file.read_text().split()}:
+    while pids := processes(name):
         if time.monotonic() > deadline:
-            raise ClusterError(f"processes {', '.join(sorted(pids))} do not end: is a mount of theirs stuck?")
+            raise ClusterError(
+                f"processes {', '.join(map(str, sorted(pids)))} do not end: is a mount of theirs stuck?"
+            )
         for pid in pids:
             with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
 
 
@@ -171,14 +179,18 @@ def _make_cgroup(root: Path, group: Path) -> None:
 
 
 def _prepare_machine() -> None:
-    """For the first cluster: note what it will change, make the folders that nodes mount on."""
-    if _MACHINE.exists():
-        return
+    """Note what a cluster will change, before it is changed; make the folders that nodes mount on."""
     STATE.mkdir(mode=0o700, exist_ok=True)
-    absent = sorted({str(p) for place in map(Path, NODE_PLACES) for p in (place, *place.parents) if not p.exists()})
-    sysctls = {name: Path("/proc/sys", name).read_text() for name in _SYSCTLS if Path("/proc/sys", name).exists()}
+    places = map(Path, (*NODE_PLACES_ON_DISK, *NODE_PLACES_IN_MEMORY))
+    absent = sorted({str(p) for place in places for p in (place, *place.parents) if not p.exists()})
+    if _MACHINE.exists():
+        noted = json.loads(_MACHINE.read_text())
+        noted["made"] += absent
+    else:
+        present = [name for name in SYSCTLS if Path("/proc/sys", name).exists()]
+        noted = {"made": absent, "sysctls": {name: Path("/proc/sys", name).read_text() for name in present}}
     partial = _MACHINE.with_suffix(".partial")
-    partial.write_text(json.dumps({"made": absent, "sysctls": sysctls}))
+    partial.write_text(json.dumps(noted))
     partial.rename(_MACHINE)
     for place in absent:
         Path(place).mkdir()

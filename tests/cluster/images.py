@@ -1,12 +1,10 @@
 """Builds the images of the Dockerfile with buildah or docker, once per content, and keeps each as an archive.
 
-Where no image registry answers, the images that the Dockerfile starts from are made here under the same names: Debian
-from Debian's packages, Rust from that and this machine's toolchain.
+Where no image registry answers, the images that the Dockerfile starts from are made here under their names:
+Debian from Debian's packages, Rust from that and this machine's toolchain.
 """
 
-import contextlib
 import hashlib
-import json
 import os
 import re
 import resource
@@ -17,6 +15,7 @@ import tomllib
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.cluster import cache
@@ -65,12 +64,12 @@ def ensure() -> list[Image]:
     for target in TARGETS:
         name = f"{REGISTRY}/{target}:{version()}"
         archive = CACHE / "images" / f"{target}-{content_key(REPOSITORY, target)}.tar"
-        images.append(Image(target, name, cache.made(archive, lambda path, t=target, n=name: _build(t, n, path))))
+        images.append(Image(target, name, cache.made(archive, partial(_build, target, name))))
     return images
 
 
 def content_key(tree: Path, target: str) -> str:
-    """Identifies what goes into the image `target`: the files' names, modes and bytes, and the image's name."""
+    """Identifies what goes into the image `target`: its files' names, modes and bytes, and its tag."""
     digest = hashlib.sha256(version().encode())
     for path in [tree / "Dockerfile", *(file for given in TARGETS[target] for file in _files(tree / given))]:
         content = path.read_bytes()
@@ -90,12 +89,16 @@ def _files(path: Path) -> list[Path]:
 
 def _build(target: str, name: str, archive: Path) -> None:
     builder = Builder.find()
-    bases = _bases()
-    for base in bases:
-        if not builder.has(base):
-            builder.fetch_or_make(base, bases)
+    with cache.alone(CACHE / "bases.lock"):
+        for base in bases():
+            if not builder.has(base):
+                builder.fetch_or_make(base)
     with progress(f"building the image {name}"):
-        arguments = [f"--target={target}", f"--build-arg=VERSION={version()}", f"--build-arg=REVISION={_revision()}"]
+        arguments = [
+            f"--target={target}",
+            f"--build-arg=VERSION={version()}",
+            f"--build-arg=REVISION={_revision()}",
+        ]
         for secret, places in _SECRETS.items():
             arguments += [f"--secret=id={secret},src={place}" for place in places if place.exists()][:1]
         builder.build(REPOSITORY, name, arguments)
@@ -105,12 +108,14 @@ def _build(target: str, name: str, archive: Path) -> None:
 def _revision() -> str:
     """The commit that the image is built from, with `-dirty` when files differ from it."""
     try:
-        return run(["git", "describe", "--always", "--abbrev=40", "--dirty"], cwd=REPOSITORY, timeout=30).strip()
+        return run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty"], cwd=REPOSITORY, timeout=30
+        ).strip()
     except ClusterError:
         return "unknown"
 
 
-def _bases() -> dict[str, str]:
+def bases() -> dict[str, str]:
     """The images that the Dockerfile starts from: their names, and the build arguments that hold them."""
     found = re.findall(r"^ARG (DEBIAN|RUST)=(\S+)$", (REPOSITORY / "Dockerfile").read_text(), re.MULTILINE)
     return {name: argument for argument, name in found}
@@ -124,15 +129,18 @@ class Builder:
 
     @classmethod
     def find(cls) -> "Builder":
-        """buildah where it is installed; else docker, if its daemon answers; else buildah, installed now."""
+        """Buildah where it is installed; else docker, if its daemon answers; else buildah, installed now."""
         if not shutil.which("buildah"):
-            if shutil.which("docker") and not subprocess.run(["docker", "info"], capture_output=True).returncode:
+            if (
+                shutil.which("docker")
+                and not subprocess.run(["docker", "info"], capture_output=True).returncode
+            ):
                 return cls("docker")
             install(("buildah",))
         return cls("buildah")
 
     def has(self, name: str) -> bool:
-        """Is the image `name` in the local store?"""
+        """Whether the image `name` is in the local store."""
         kind = ["--type=image"] if self._program == "buildah" else ["--type", "image"]
         return not subprocess.run([self._program, "inspect", *kind, name], capture_output=True).returncode
 
@@ -159,7 +167,7 @@ class Builder:
         else:
             run(["docker", "save", "-o", to, name], timeout=300)
 
-    def fetch_or_make(self, name: str, bases: dict[str, str]) -> None:
+    def fetch_or_make(self, name: str) -> None:
         """Have the image `name` in the local store: from its registry, or made here."""
         if registry_answers(name):
             with progress(f"fetching {name}"):
@@ -167,16 +175,20 @@ class Builder:
             return
         say(f"the registry of {name} does not answer: making the image here")
         with progress(f"making {name}"), tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-            make = _make_debian if bases[name] == "DEBIAN" else _make_rust
-            context = make(Path(scratch), next(n for n, argument in bases.items() if argument == "DEBIAN"))
-            self.build(context, name, ["--label=io.kube3fs.made-locally=true", f"--file={scratch}/Dockerfile"])
+            make = _make_debian if bases()[name] == "DEBIAN" else _make_rust
+            context = make(Path(scratch))
+            self.build(
+                context, name, ["--label=io.kube3fs.made-locally=true", f"--file={scratch}/Dockerfile"]
+            )
 
 
 def registry_answers(name: str) -> bool:
-    """Does the registry that the image `name` comes from answer within 5 seconds?"""
+    """Whether the registry that the image `name` comes from answers within 5 seconds."""
     host = name.partition("/")[0]
     try:
-        urllib.request.urlopen(f"https://{'registry-1.docker.io' if host == 'docker.io' else host}/v2/", timeout=5)
+        urllib.request.urlopen(
+            f"https://{'registry-1.docker.io' if host == 'docker.io' else host}/v2/", timeout=5
+        )
     except urllib.error.HTTPError as error:
         return error.code == 401  # "log in": it is there, and public images need no login
     except OSError:
@@ -184,12 +196,20 @@ def registry_answers(name: str) -> bool:
     return True
 
 
-def _make_debian(scratch: Path, name: str) -> Path:
-    """A build context for Debian's slim image: the release of `name`'s tag, from the mirrors of this machine."""
+def _debian() -> str:
+    return next(name for name, argument in bases().items() if argument == "DEBIAN")
+
+
+def _make_debian(scratch: Path) -> Path:
+    """A build context for Debian's slim image: the release of its tag, from the mirrors of this machine."""
     install(("mmdebstrap",))
-    release = name.partition(":")[2].partition("-")[0]
-    slim = [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "man", "info", "locale", "lintian")]
-    (scratch / "sources.list").write_text("".join(f"deb {source} main\n" for source in _debian_sources(release)))
+    release = _debian().partition(":")[2].partition("-")[0]
+    slim = [
+        f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "man", "info", "locale", "lintian")
+    ]
+    (scratch / "sources.list").write_text(
+        "".join(f"deb {source} main\n" for source in _debian_sources(release))
+    )
     argv = ["mmdebstrap", "--quiet", "--variant=minbase", *slim]
     advice = "does the Debian mirror of /etc/apt answer?"
     run([*argv, release, scratch / "root.tar", scratch / "sources.list"], timeout=600, advice=advice)
@@ -199,23 +219,24 @@ def _make_debian(scratch: Path, name: str) -> Path:
 
 def _debian_sources(release: str) -> list[str]:
     """`URI suite` of every Debian source of this machine, for another release."""
-    with contextlib.suppress(ClusterError):
-        wanted = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Origin: Debian", "Created-By: Packages"]
-        own = re.search(r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(), re.MULTILINE)
-        lines = sorted(set(run(wanted, timeout=60).splitlines()))
-        if own and lines:
-            return [line.replace(f" {own[1]}", f" {release}") for line in lines]
-    return [f"http://deb.debian.org/debian {release}"]
+    own = re.search(r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(), re.MULTILINE)
+    wanted = ("--format", "$(REPO_URI) $(RELEASE)", "Origin: Debian", "Created-By: Packages")
+    lines = sorted(set(run(["apt-get", "indextargets", *wanted], timeout=60).splitlines()))
+    if not own or not lines:
+        raise ClusterError("apt knows no Debian source: name one in /etc/apt and run `apt-get update`")
+    return [line.replace(f" {own[1]}", f" {release}") for line in lines]
 
 
-def _make_rust(scratch: Path, debian: str) -> Path:
-    """A build context for an image with this machine's Rust, as the official one: programs in /usr/local/cargo/bin."""
-    toolchain = Path(run(["rustc", "--print", "sysroot"], timeout=30, advice="install Rust (rustup.rs)").strip())
+def _make_rust(scratch: Path) -> Path:
+    """A build context for an image with this machine's Rust where the official image has it."""
+    toolchain = Path(
+        run(["rustc", "--print", "sysroot"], timeout=30, advice="install Rust (rustup.rs)").strip()
+    )
     (scratch / "Dockerfile").write_text(
-        f"FROM {debian}\n"
+        f"FROM {_debian()}\n"
         "RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates gcc libc6-dev"
         " && rm -rf /var/lib/apt/lists/*\n"
         "COPY bin /usr/local/cargo/bin\nCOPY lib /usr/local/cargo/lib\n"
-        "ENV CARGO_HOME=/usr/local/cargo PATH=/usr/local/cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
+        "ENV CARGO_HOME=/usr/local/cargo PATH=/usr/local/cargo/bin:/usr/local/bin:/usr/bin:/usr/sbin\n"
     )
     return toolchain

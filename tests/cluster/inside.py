@@ -1,7 +1,7 @@
 """The cluster, from within its namespaces: `python3 -m tests.cluster.inside STATE LISTENER STATUS`.
 
-LISTENER is the file descriptor of a listening TCP socket of the machine's network, STATUS that of a pipe: on it one
-line says `ready`, or what went wrong.
+LISTENER is the file descriptor of a listening TCP socket of the machine's network, STATUS that of a pipe:
+on it one line says `ready`, or what went wrong.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 from tests.cluster import components, node, pki
@@ -59,15 +60,17 @@ def bring_up(spec: Spec) -> None:
     programs.start(components.coredns(spec))
     api = Api(Path(components.kubeconfig_path(spec, "admin")))
     for member in nodes(spec):
-        programs.wait(member.name, lambda name=member.name: api.node_is_ready(name), 90)
+        programs.wait(member.name, partial(api.node_is_ready, member.name), 90)
     for needed in ("serviceaccounts/default", "configmaps/kube-root-ca.crt"):
-        programs.wait(needed, lambda path=needed: api.exists(f"/api/v1/namespaces/default/{path}"), 30)
+        programs.wait(needed, partial(api.exists, f"/api/v1/namespaces/default/{needed}"), 30)
 
 
 def _apply_manifests(spec: Spec) -> None:
     """What a distribution of Kubernetes installs: DNS and the CRDs of volume snapshots."""
-    kubectl = [spec.bin / "kubectl", "--kubeconfig", components.kubeconfig_path(spec, "admin"), "apply", "--server-side"]
-    run([*kubectl, "-f", MANIFESTS, "-f", Path(spec.programs, "manifests", "snapshot-crds")], timeout=60)
+    kubeconfig = components.kubeconfig_path(spec, "admin")
+    kubectl = [str(spec.bin / "kubectl"), "--kubeconfig", kubeconfig, "apply", "--server-side"]
+    snapshots = f"{spec.programs}/manifests/snapshot-crds"
+    run([*kubectl, "-f", str(MANIFESTS), "-f", snapshots], timeout=60)
 
 
 if __name__ == "__main__":

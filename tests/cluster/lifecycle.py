@@ -23,7 +23,7 @@ _JOIN = 'for file in $JOIN; do echo $$ > "$file"; done; unset JOIN; exec "$@"'
 
 
 def start(spec: Spec, port: int, *, stays: bool) -> None:
-    """Bring the cluster up; returns when pods can run. 127.0.0.1:`port` (0: any free one) leads to its API server.
+    """Bring the cluster up; returns when pods can run. 127.0.0.1:`port` (0: any free one) leads to its API.
 
     One that `stays` outlives this process; another one is killed with it, however it ends.
     """
@@ -43,7 +43,7 @@ def start(spec: Spec, port: int, *, stays: bool) -> None:
 
 
 def enter(spec: Spec, argv: Sequence[str], timeout: float | None = None) -> int:
-    """Run a command in the first node's namespaces with KUBECONFIG set. Returns its exit code; 124 after `timeout` s.
+    """Run a command on the first node, with KUBECONFIG set. Returns its exit code; 124 after `timeout` s.
 
     The command shares this process's terminal and working folder.
     """
@@ -91,7 +91,9 @@ def _listen(port: int) -> socket.socket:
     try:
         listener.bind(("127.0.0.1", port))
     except OSError as error:
-        raise ClusterError(f"127.0.0.1:{port}: {error.strerror.lower()}; choose another --port") from None
+        raise ClusterError(
+            f"127.0.0.1:{port}: {os.strerror(error.errno or 0).lower()}; choose another --port"
+        ) from None
     listener.listen()
     return listener
 
@@ -102,7 +104,17 @@ def _spawn(spec: Spec, listener: socket.socket, *, stays: bool) -> None:
     argv = ["sh", "-c", _JOIN, "sh"]
     if not stays:
         argv += ["setpriv", "--pdeathsig", "KILL"]
-    argv += ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
+    argv += [
+        "unshare",
+        "--net",
+        "--mount",
+        "--uts",
+        "--ipc",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "--kill-child=KILL",
+    ]
     argv += ["--propagation", "private", sys.executable, "-m", "tests.cluster.inside", spec.state]
     argv += [str(listener.fileno()), str(write)]
     log = spec.folder / "logs" / "cluster.log"
@@ -110,7 +122,12 @@ def _spawn(spec: Spec, listener: socket.socket, *, stays: bool) -> None:
         process = subprocess.Popen(
             argv,
             cwd=REPOSITORY,
-            env={**os.environ, "JOIN": " ".join(str(root / spec.cgroup / "control/cgroup.procs") for root in host.hierarchies())},
+            env={
+                **os.environ,
+                "JOIN": " ".join(
+                    str(root / spec.cgroup / "control/cgroup.procs") for root in host.hierarchies()
+                ),
+            },
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -121,7 +138,9 @@ def _spawn(spec: Spec, listener: socket.socket, *, stays: bool) -> None:
     host.set_process(spec.folder, "init", process.pid)
     answer = _read_line(read, START_SECONDS)
     if answer != "ready":
-        raise ClusterError(answer or f"the cluster did not start: {log.read_text(errors='replace').strip()[-400:]}")
+        raise ClusterError(
+            answer or f"the cluster did not start: {log.read_text(errors='replace').strip()[-400:]}"
+        )
 
 
 def _read_line(fd: int, seconds: float) -> str:

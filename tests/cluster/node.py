@@ -5,7 +5,6 @@ namespaces and is started by inside.py.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from tests.cluster import components, store
 from tests.cluster.api import Api
-from tests.cluster.paths import NODE_PLACES
+from tests.cluster.paths import NODE_PLACES_IN_MEMORY, NODE_PLACES_ON_DISK
 from tests.cluster.shell import ClusterError, run
 from tests.cluster.spec import FIRST, Node, Spec, nodes
 from tests.cluster.supervisor import Supervisor, as_init
@@ -36,14 +35,26 @@ def spawn(spec: Spec, node: Node) -> subprocess.Popen[bytes]:
 
     Must run before this namespace's own mounts are made: the new one starts with a copy of them.
     """
-    argv = ["unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
+    argv = [
+        "unshare",
+        "--net",
+        "--mount",
+        "--uts",
+        "--ipc",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "--kill-child=KILL",
+    ]
     argv += ["--propagation", "private", sys.executable, "-m", __name__, spec.state, str(node.number)]
     log = spec.folder / "logs" / f"{node.name}.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True)
-    own = os.readlink("/proc/self/ns/net")
+        process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+        )
+    own = Path("/proc/self/ns/net").readlink()
     deadline = time.monotonic() + 10
-    while os.readlink(f"/proc/{process.pid}/ns/net") == own:
+    while Path(f"/proc/{process.pid}/ns/net").readlink() == own:
         if process.poll() is not None or time.monotonic() > deadline:
             raise ClusterError(f"{node.name} got no namespaces: {log.read_text().strip()}")
         time.sleep(0.01)
@@ -64,14 +75,15 @@ def routes(spec: Spec, node: Node) -> None:
 def mounts(spec: Spec, node: Node) -> None:
     """Give this namespace its own /var/lib/kubelet and the other folders that belong to one node."""
     folder = spec.folder / node.name
-    for place in NODE_PLACES:
-        if place in ("/var/lib/kubelet", "/var/lib/kube3fs", "/var/log/pods"):
-            own = folder / Path(place).name
-            own.mkdir(parents=True)
-            run(["mount", "--bind", own, place], timeout=10)
-        else:
-            run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", place], timeout=10)
-    # Mounts that a CSI driver's pod makes reach the kubelet and other pods, and file systems for data reach the driver.
+    for place in NODE_PLACES_ON_DISK:
+        own = folder / Path(place).name
+        own.mkdir(parents=True)
+        run(["mount", "--bind", own, place], timeout=10)
+    # Images are unpacked in memory: a shared disk takes seconds to write them, and again to forget them.
+    (folder / "containerd").mkdir()
+    for place in (*NODE_PLACES_IN_MEMORY, str(folder / "containerd")):
+        run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", place], timeout=10)
+    # Mounts that a CSI driver's pod makes reach the kubelet and other pods; file systems for data reach the driver.
     for place in ("/var/lib/kubelet", "/var/lib/kube3fs"):
         run(["mount", "--make-rshared", place], timeout=10)
 
@@ -99,7 +111,11 @@ def _up(node: Node) -> None:
 
 
 def _ip(*argv: str) -> None:
-    run(["ip", *argv], timeout=10, advice="this kernel must offer network namespaces with bridges and veth links")
+    run(
+        ["ip", *argv],
+        timeout=10,
+        advice="this kernel must offer network namespaces with bridges and veth links",
+    )
 
 
 def main() -> None:

@@ -10,10 +10,10 @@ _OCI = "application/vnd.oci.image."
 
 
 def write_image(to: Path, name: str, program: Path) -> None:
-    """Write an OCI archive to `to`: the image `name` (with its tag), whose only file and entry point is `program`.
+    """Write an OCI archive to `to`: the image `name` (with its tag) of one file, its entry point `program`.
 
-    The format: https://github.com/opencontainers/image-spec, image-layout.md. containerd takes the image's name from
-    the annotation io.containerd.image.name.
+    The format: https://github.com/opencontainers/image-spec, image-layout.md. containerd takes the image's
+    name from the annotation io.containerd.image.name.
     """
     layer = _tar({program.name: program.read_bytes()}, mode=0o755)
     config = _json(

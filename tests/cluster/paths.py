@@ -13,9 +13,11 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kube
 # One folder per cluster that lives, or was killed before it could clean up.
 STATE = Path("/var/lib/kube3fs-cluster")
 
-# A node has its own of each: they are made on the machine where absent, as places to mount on, and removed after.
+# A node has its own of each. Where the machine has none they are made, to mount on, and removed after.
+# The first ones are on disk, in the node's folder; the others hold little and are in memory.
 # One mount each: with two stacked on /var/lib/kubelet containerd takes it for not shared.
-NODE_PLACES = (
+NODE_PLACES_ON_DISK = ("/var/lib/kube3fs", "/var/lib/kubelet", "/var/log/pods")
+NODE_PLACES_IN_MEMORY = (
     "/etc/cdi",
     "/etc/cni",
     "/run/cdi",
@@ -23,8 +25,5 @@ NODE_PLACES = (
     "/run/kube3fs",
     "/run/netns",
     "/var/lib/cni",
-    "/var/lib/kube3fs",
-    "/var/lib/kubelet",
     "/var/log/containers",
-    "/var/log/pods",
 )

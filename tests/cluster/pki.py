@@ -10,7 +10,9 @@ from tests.cluster.shell import run
 from tests.cluster.spec import Spec
 
 _DAYS = "365"
-_NAMES = [f"DNS:{name}" for name in ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")]
+_NAMES = [
+    f"DNS:{name}" for name in ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
+]
 _ADDRESSES = [f"IP:{ip}" for ip in ("127.0.0.1", s.FIRST.address, s.API_SERVICE)]
 # RFC 5280 demands these, and Python from 3.13 on (ssl.VERIFY_X509_STRICT) does too.
 _CA = ("-addext", "keyUsage=critical,keyCertSign,cRLSign,digitalSignature")
@@ -21,7 +23,19 @@ def make(spec: Spec) -> None:
     """Write spec.folder/pki and spec.folder/kubeconfigs: a CA, what it signed, a token for each user."""
     pki = spec.folder / "pki"
     pki.mkdir(mode=0o700)
-    _openssl(pki, "req", "-x509", *_new_key("ca.key"), "-days", _DAYS, "-subj", "/CN=kube3fs", *_CA, "-out", "ca.crt")
+    _openssl(
+        pki,
+        "req",
+        "-x509",
+        *_new_key("ca.key"),
+        "-days",
+        _DAYS,
+        "-subj",
+        "/CN=kube3fs",
+        *_CA,
+        "-out",
+        "ca.crt",
+    )
     names = ",".join([*_NAMES, "DNS:kubernetes.default.svc.cluster.local", *_ADDRESSES])
     _signed(pki, "apiserver", "/CN=kube-apiserver", f"subjectAltName={names}")
     # What the API server shows to kubelets and to extension API servers.

@@ -50,7 +50,9 @@ def problems(machine: Machine) -> list[str]:
         if missing:
             found.append(f"the kernel offers no {what} {', '.join(missing)}: boot one that does, or mount it")
     if machine.free_gib < FREE_GIB:
-        found.append(f"/var/lib has {machine.free_gib} GiB free and a cluster needs {FREE_GIB}: free some space")
+        found.append(
+            f"/var/lib has {machine.free_gib} GiB free and a cluster needs {FREE_GIB}: free some space"
+        )
     return found
 
 
@@ -64,7 +66,9 @@ def see() -> Machine:
     return Machine(
         user=os.geteuid(),
         python=sys.version_info[:2],
-        file_systems=frozenset(line.split()[-1] for line in Path("/proc/filesystems").read_text().splitlines()),
+        file_systems=frozenset(
+            line.split()[-1] for line in Path("/proc/filesystems").read_text().splitlines()
+        ),
         controllers=controllers,
         namespaces=frozenset(path.name for path in Path("/proc/self/ns").iterdir()),
         free_gib=shutil.disk_usage("/var/lib").free >> 30,

@@ -1,11 +1,8 @@
-"""What is compiled, from which Go module, how. The versions are pinned in modules/*/go.mod.
-
-Only what changes a program stands here: this file and modules/ are the key of the build's cache.
-"""
+"""What is compiled, from which Go module, how. The versions are pinned in modules/*/go.mod."""
 
 from dataclasses import dataclass
 
-# Kubernetes' programs and etcd are one binary with many names: what they share is compiled, linked and loaded once.
+# Kubernetes' programs and etcd are one binary with many names: what they share is compiled and loaded once.
 KUBERNETES_NAMES = (
     "etcd",
     "kube-apiserver",
@@ -105,9 +102,14 @@ SIDECARS = (
     Sidecar("snapshot-controller", "tools", f"{_CSI}/external-snapshotter/v8"),
 )
 
-# Manifests and .proto files that a pinned module ships: (module folder, Go module, path or pattern in it, where to).
+# Manifests and .proto files of pinned modules: folder of modules/, Go module, pattern in it, where to.
 FILES = (
-    ("tools", f"{_CSI}/external-snapshotter/client/v8", "config/crd/*snapshot*.yaml", "manifests/snapshot-crds"),
+    (
+        "tools",
+        f"{_CSI}/external-snapshotter/client/v8",
+        "config/crd/*snapshot*.yaml",
+        "manifests/snapshot-crds",
+    ),
     (
         "tools",
         f"{_CSI}/external-snapshotter/v8",
@@ -119,5 +121,5 @@ FILES = (
     ("k8s", "k8s.io/kubelet", "pkg/apis/deviceplugin/v1beta1/api.proto", "protos/deviceplugin"),
 )
 
-# promtool would compile the SDK of every cloud that Prometheus discovers: Debian has it ready. (package, file)
+# Debian package and file. promtool from its Go module would compile the SDK of every cloud.
 DEBIAN_PROGRAMS = (("prometheus", "usr/bin/promtool"),)

@@ -73,7 +73,7 @@ def run(
 
 def last_line(text: str) -> str:
     """The last line that says something, at most 400 characters of it."""
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.splitlines() if line.strip() and "dmesg(1)" not in line]
     return lines[-1].strip()[:400] if lines else "it printed nothing"
 
 

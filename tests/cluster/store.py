@@ -1,4 +1,4 @@
-"""containerd's store with every image in it, made once per set of images: nodes start with it instead of loading."""
+"""containerd's store with every image in it, made once per set of images: nodes start with it."""
 
 import hashlib
 import shutil
@@ -29,7 +29,9 @@ def ensure(programs: Path, archives: Sequence[Path]) -> Path:
 
 def use(store: Path, root: Path) -> None:
     """Make `root` a containerd root that starts with the images of `store`, which stays as it is."""
-    metadata, content, changes, work = (root / name for name in (METADATA, CONTENT, "content-changes", "content-work"))
+    metadata, content, changes, work = (
+        root / name for name in (METADATA, CONTENT, "content-changes", "content-work")
+    )
     for folder in (content, changes, work):
         folder.mkdir(parents=True)
     shutil.copytree(store / METADATA, metadata)
@@ -49,9 +51,13 @@ def _make(folder: Path, programs: Path, archives: Sequence[Path]) -> None:
         try:
             _wait(socket, containerd, log)
             # Not unpacked: containerd does that when the first container of an image starts.
-            ctr = [programs / "ctr", "--address", socket, "-n", "k8s.io", "images", "import", "--no-unpack"]
+            ctr = [str(programs / "ctr"), f"--address={socket}", "-n", "k8s.io", "images", "import"]
             for archive in archives:
-                run([*ctr, archive], timeout=300, advice=f"is {archive} an image archive of OCI or docker?")
+                run(
+                    [*ctr, "--no-unpack", str(archive)],
+                    timeout=300,
+                    advice=f"is {archive} an image archive of OCI or docker?",
+                )
         finally:
             containerd.terminate()
             containerd.wait(30)

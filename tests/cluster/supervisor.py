@@ -19,14 +19,24 @@ class Supervisor:
         self._prefix = prefix
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         # No proxy of the machine knows the cluster's network.
-        self._env = {**os.environ, "PATH": f"{spec.bin}:{os.environ['PATH']}", "NO_PROXY": "*", "no_proxy": "*"}
+        self._env = {
+            **os.environ,
+            "PATH": f"{spec.bin}:{os.environ['PATH']}",
+            "NO_PROXY": "*",
+            "no_proxy": "*",
+        }
 
     def start(self, argv: Sequence[str], name: str = "") -> subprocess.Popen[bytes]:
-        """Start a program in the background; its output goes to a log file of its `name` (default: the program's)."""
+        """Start a program in the background, with a log file of its `name` (default: the program's)."""
         name = self._prefix + (name or argv[0])
         with (self._logs / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                argv, env=self._env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                argv,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         self._running[name] = process
         return process
@@ -58,7 +68,7 @@ def logs(spec: Spec) -> Path:
 
 
 def as_init(work: Callable[[], None]) -> int:
-    """Run `work` in a child while this process, pid 1 of its namespace, reaps orphans. Returns the child's exit code."""
+    """The exit code of `work`, run in a child, while this process, pid 1 of its namespace, reaps orphans."""
     child = os.fork()
     if child == 0:
         code = 1

@@ -1,4 +1,4 @@
-"""Fixtures of every end-to-end test: the cluster, a namespace of one's own, a report of the cluster on failure."""
+"""Fixtures of every end-to-end test: the cluster, a namespace of its own, a report on failure."""
 
 import os
 import uuid
@@ -7,13 +7,14 @@ from contextlib import contextmanager
 
 import pytest
 from kubernetes import client, config
+
 from tests.e2e.kube import Cluster, Namespace, wait_for
 from tests.e2e.report import report
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """The cluster that `python3 -m tests.cluster run` made: never one that happens to be in somebody's KUBECONFIG."""
+    """The cluster of `python3 -m tests.cluster`: never one that happens to be in somebody's KUBECONFIG."""
     if "KUBE3FS_CLUSTER" not in os.environ:
         pytest.exit("these tests run in a cluster of their own: `make test-cluster`, see CONTRIBUTING.md", 4)
     with config.new_client_from_config(os.environ["KUBECONFIG"]) as api:
@@ -41,7 +42,10 @@ def _namespace(cluster: Cluster, level: str) -> Iterator[Namespace]:
     labels = {"pod-security.kubernetes.io/enforce": level}
     cluster.core.create_namespace(client.V1Namespace(metadata=client.V1ObjectMeta(name=name, labels=labels)))
     try:
-        wait_for("the namespace's service account", lambda: cluster.core.read_namespaced_service_account("default", name))
+        wait_for(
+            "the namespace's service account",
+            lambda: cluster.core.read_namespaced_service_account("default", name),
+        )
         yield Namespace(cluster, name)
     finally:
         cluster.core.delete_namespace(name)
@@ -52,7 +56,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Add what the cluster looks like to the report of a test that failed."""
     outcome = yield
     fixtures = getattr(item, "funcargs", {}).values()
-    cluster = next((f.cluster if isinstance(f, Namespace) else f for f in fixtures if isinstance(f, Cluster | Namespace)), None)
+    cluster = next(
+        (
+            f.cluster if isinstance(f, Namespace) else f
+            for f in fixtures
+            if isinstance(f, Cluster | Namespace)
+        ),
+        None,
+    )
     if outcome.failed and outcome.when != "teardown" and cluster is not None:
         outcome.sections.append(("the cluster", report(cluster)))
     return outcome

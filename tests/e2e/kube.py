@@ -1,16 +1,17 @@
-"""A cluster as a test uses it: apply, wait, exec, logs. Every wait has a deadline and says what it last saw."""
+"""A cluster as a test uses it: apply, wait, exec, logs. Every wait has a deadline."""
 
 import textwrap
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import yaml
 from kubernetes import client, dynamic
 from kubernetes.client.exceptions import ApiException
 from kubernetes.stream import stream
+
 from tests.cluster.images import REGISTRY, version
 
 Manifest = dict[str, Any]
@@ -26,8 +27,8 @@ FIELD_MANAGER = "kube3fs-e2e"
 def wait_for(what: str, look: Callable[[], T | None], seconds: float = 60) -> T:
     """The first answer of `look` that is neither None nor False.
 
-    Fails after `seconds` with what `look` raised last, or that it saw nothing. `look` may raise AssertionError, which
-    says best what is missing, or ApiException, for what is not there yet.
+    Fails after `seconds` with what `look` raised last, or that it saw nothing. `look` may raise
+    AssertionError, which says best what is missing, or ApiException, for what is not there yet.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -57,15 +58,18 @@ class Cluster:
 
     def __init__(self, api: client.ApiClient) -> None:
         self.api = api
-        self.core = client.CoreV1Api(api)
+        # Any: its models declare every field optional, also those that the server always sets.
+        self.core: Any = client.CoreV1Api(api)
 
     @cached_property
     def dynamic(self) -> dynamic.DynamicClient:
         """For every kind, custom ones too."""
         return dynamic.DynamicClient(self.api)
 
-    def apply(self, manifests: str | Manifest | Iterable[Manifest], namespace: str | None = None) -> list[Any]:
-        """Server-side apply: YAML text, one manifest or several. Returns the objects as the server has them."""
+    def apply(
+        self, manifests: str | Manifest | Iterable[Manifest], namespace: str | None = None
+    ) -> list[Any]:
+        """Server-side apply of YAML text, one manifest or several. Returns the objects of the server."""
         applied = []
         for manifest in _manifests(manifests):
             resource = self._resource(manifest)
@@ -73,7 +77,9 @@ class Cluster:
                 resource.server_side_apply(
                     body=manifest,
                     name=manifest["metadata"]["name"],
-                    namespace=manifest["metadata"].get("namespace", namespace) if resource.namespaced else None,
+                    namespace=manifest["metadata"].get("namespace", namespace)
+                    if resource.namespaced
+                    else None,
                     field_manager=FIELD_MANAGER,
                     force_conflicts=True,
                 )
@@ -84,7 +90,9 @@ class Cluster:
         """Delete an object, and return at once; one that is gone already is fine."""
         resource = self._resource(manifest)
         try:
-            resource.delete(name=manifest["metadata"]["name"], namespace=namespace if resource.namespaced else None)
+            resource.delete(
+                name=manifest["metadata"]["name"], namespace=namespace if resource.namespaced else None
+            )
         except ApiException as error:
             if error.status != 404:
                 raise
@@ -106,13 +114,16 @@ class Namespace:
     def delete(self, manifest: Manifest) -> None:
         self.cluster.delete(manifest, self.name)
 
-    def pod(self, name: str) -> client.V1Pod:
+    def pod(self, name: str) -> Any:
         return self.cluster.core.read_namespaced_pod(name, self.name)
 
     def wait_ready(self, *names: str, seconds: float = 60) -> None:
         """Wait until the pods are Ready."""
         for name in names:
-            wait_for(f"pod {name} Ready", lambda name=name: _ready(self.pod(name)), seconds)
+            wait_for(f"pod {name} Ready", partial(self._ready, name), seconds)
+
+    def _ready(self, name: str) -> bool:
+        return _ready(self.pod(name))
 
     def wait_done(self, name: str, seconds: float = 60) -> str:
         """Wait until the pod has succeeded. Returns its log; fails at once when it failed."""
@@ -142,14 +153,23 @@ class Namespace:
         call = self.cluster.core.connect_get_namespaced_pod_exec
         more = {} if container is None else {"container": container}
         shell = stream(
-            call, name, self.name, command=list(argv), stdout=True, stderr=True, _preload_content=False, **more
+            call,
+            name,
+            self.name,
+            command=list(argv),
+            stdout=True,
+            stderr=True,
+            _preload_content=False,
+            **more,
         )
         try:
             shell.run_forever(timeout=seconds)
             code = shell.returncode  # before read_all, which forgets it
             output: str = shell.read_all()
             if code is None:
-                raise AssertionError(f"`{' '.join(argv)}` in {name} took more than {seconds:.0f} s: {output.strip()}")
+                raise AssertionError(
+                    f"`{' '.join(argv)}` in {name} took more than {seconds:.0f} s: {output.strip()}"
+                )
             if code:
                 raise ExecFailed(argv, code, output)
             return output
@@ -210,8 +230,8 @@ def _pod(name: str, spec: Manifest) -> Manifest:
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "labels": {"app": name}},
-        # `sleep` and Python scripts as pid 1 take no notice of SIGTERM.
-        "spec": {"terminationGracePeriodSeconds": 0, "restartPolicy": "Never", **spec},
+        # `sleep` and Python as pid 1 ignore SIGTERM. Not 0: that deletes the pod before its volumes.
+        "spec": {"terminationGracePeriodSeconds": 1, "restartPolicy": "Never", **spec},
     }
 
 
@@ -221,19 +241,19 @@ def _manifests(given: str | Manifest | Iterable[Manifest]) -> list[Manifest]:
     return [given] if isinstance(given, dict) else list(given)
 
 
-def _ready(pod: client.V1Pod) -> bool:
+def _ready(pod: Any) -> bool:
     conditions = {condition.type: condition for condition in pod.status.conditions or []}
     if "Ready" in conditions and conditions["Ready"].status == "True":
         return True
     raise AssertionError(describe(pod))
 
 
-def _ended(pod: client.V1Pod) -> client.V1Pod:
+def _ended(pod: Any) -> Any:
     assert pod.status.phase in ("Succeeded", "Failed"), describe(pod)
     return pod
 
 
-def describe(pod: client.V1Pod) -> str:
+def describe(pod: Any) -> str:
     """A pod's state in one line: phase, what its containers wait for or died of, what the scheduler says."""
     parts = [f"{pod.metadata.namespace}/{pod.metadata.name} {pod.status.phase} on {pod.spec.node_name}"]
     for status in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:

@@ -1,7 +1,9 @@
 """What a cluster looks like, for the report of a failed test: pods, events, logs."""
 
-from kubernetes import client
+from typing import Any
+
 from kubernetes.client.exceptions import ApiException
+
 from tests.e2e.kube import Cluster, describe
 
 LOG_LINES = 40
@@ -31,7 +33,7 @@ def _events(cluster: Cluster) -> list[str]:
     ]
 
 
-def _log(cluster: Cluster, pod: client.V1Pod, container: str) -> list[str]:
+def _log(cluster: Cluster, pod: Any, container: str) -> list[str]:
     try:
         log: str = cluster.core.read_namespaced_pod_log(
             pod.metadata.name, pod.metadata.namespace, container=container, tail_lines=LOG_LINES

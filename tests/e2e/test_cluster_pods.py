@@ -1,10 +1,11 @@
-"""The cluster itself: pods run, are restricted, find each other and the API server, and are placed where asked."""
+"""The cluster itself: pods run, are restricted, find each other and the API server, and go where asked."""
 
 import textwrap
 
 import pytest
 import yaml
 from kubernetes.client.exceptions import ApiException
+
 from tests.e2e.kube import (
     CLIENT_IMAGE,
     SLEEP,
@@ -19,7 +20,7 @@ _SERVER = ("python3", "-m", "http.server", "8080", "--directory", "/etc")
 
 
 def test_restricted_pod_runs_and_logs(namespace: Namespace) -> None:
-    """A pod that asks for nothing special runs as uid 1000 under the restricted level, and its log can be read."""
+    """A pod that asks for nothing special runs as uid 1000 under the restricted level, and has a log."""
     namespace.apply(restricted_pod("who", "id", "-u"))
     assert namespace.wait_done("who") == "1000\n"
 
@@ -87,12 +88,17 @@ def test_crd_rule_refuses_a_bad_object(cluster: Cluster, namespace: Namespace) -
 @pytest.mark.parametrize("client_node", ["node-1", "node-2"])
 def test_service_is_reached_by_its_name(namespace: Namespace, client_node: str) -> None:
     """A pod on any node reaches a service of another pod by its DNS name."""
-    server = restricted_pod("web", *_SERVER, nodeName="node-1", container={"ports": [{"containerPort": 8080}]})
+    server = restricted_pod(
+        "web", *_SERVER, nodeName="node-1", container={"ports": [{"containerPort": 8080}]}
+    )
     service = {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}
-    namespace.apply([server, {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": service}])
+    namespace.apply(
+        [server, {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": service}]
+    )
     namespace.apply(restricted_pod("client", *SLEEP, nodeName=client_node))
     namespace.wait_ready("web", "client")
-    fetch = f"import urllib.request as u; print(u.urlopen('http://web.{namespace.name}/hostname', timeout=5).read().decode())"
+    url = f"http://web.{namespace.name}/hostname"
+    fetch = f"import urllib.request as u; print(u.urlopen('{url}', timeout=5).read().decode())"
 
     def answer() -> str:
         try:
@@ -128,7 +134,8 @@ def test_pod_talks_to_the_api_server_with_its_own_rights(namespace: Namespace) -
             url = f"https://kubernetes.default.svc/api/v1/namespaces/{namespace}/{kind}"
             request = urllib.request.Request(url, headers={"Authorization": "Bearer " + token})
             try:
-                answer = urllib.request.urlopen(request, context=ssl.create_default_context(cafile=own + "ca.crt"))
+                tls = ssl.create_default_context(cafile=own + "ca.crt")
+                answer = urllib.request.urlopen(request, context=tls)
                 print(kind, answer.status)
             except urllib.error.HTTPError as error:
                 print(kind, error.code)
@@ -142,7 +149,9 @@ def test_pod_talks_to_the_api_server_with_its_own_rights(namespace: Namespace) -
 def test_scheduler_places_by_topology(namespace: Namespace, node: str) -> None:
     """A pod that asks for a node's topology label runs on that node."""
     terms = [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]
-    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
+    affinity = {
+        "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    }
     namespace.apply(restricted_pod("placed", "true", affinity=affinity))
     namespace.wait_done("placed")
     assert namespace.pod("placed").spec.node_name == node
@@ -160,10 +169,17 @@ def test_spread_pods_run_on_both_nodes(namespace: Namespace) -> None:
     assert {namespace.pod(name).spec.node_name for name in ("one", "two")} == {"node-1", "node-2"}
 
 
-@pytest.mark.parametrize("program", ["csi-provisioner", "csi-resizer", "csi-snapshotter", "snapshot-controller"])
+@pytest.mark.parametrize(
+    "program", ["csi-provisioner", "csi-resizer", "csi-snapshotter", "snapshot-controller"]
+)
 def test_sidecar_image_runs(namespace: Namespace, cluster: Cluster, program: str) -> None:
     """The official sidecars are loaded under their official names, and start."""
-    names = {name for node in cluster.core.list_node().items for image in node.status.images for name in image.names}
+    names = {
+        name
+        for node in cluster.core.list_node().items
+        for image in node.status.images
+        for name in image.names
+    }
     [image] = {name for name in names if name.startswith(f"registry.k8s.io/sig-storage/{program}:")}
     pod = restricted_pod("sidecar", f"/{program}", "--version", image=image)
     namespace.apply(pod)
@@ -172,11 +188,17 @@ def test_sidecar_image_runs(namespace: Namespace, cluster: Cluster, program: str
 
 def test_missing_image_is_reported(namespace: Namespace) -> None:
     """A pod whose image is nowhere says so instead of hanging without a word."""
-    namespace.apply(restricted_pod("absent", *SLEEP, image=CLIENT_IMAGE + "-absent", container={"imagePullPolicy": "Never"}))
+    namespace.apply(
+        restricted_pod(
+            "absent", *SLEEP, image=CLIENT_IMAGE + "-absent", container={"imagePullPolicy": "Never"}
+        )
+    )
 
     def reason() -> bool:
         statuses = namespace.pod("absent").status.container_statuses
-        return bool(statuses and statuses[0].state.waiting and statuses[0].state.waiting.reason == "ErrImageNeverPull")
+        return bool(
+            statuses and statuses[0].state.waiting and statuses[0].state.waiting.reason == "ErrImageNeverPull"
+        )
 
     wait_for("the reason ErrImageNeverPull", reason)
 
@@ -213,7 +235,9 @@ def test_dra_claim_is_allocated(cluster: Cluster, namespace: Namespace) -> None:
 
     def allocated() -> list[str]:
         status = claims.get(name="claim", namespace=namespace.name).to_dict().get("status") or {}
-        return [result["device"] for result in status.get("allocation", {}).get("devices", {}).get("results", [])]
+        return [
+            result["device"] for result in status.get("allocation", {}).get("devices", {}).get("results", [])
+        ]
 
     assert wait_for("an allocation", lambda: allocated() or None) == ["dev0"]
     assert wait_for("a node", lambda: namespace.pod("user").spec.node_name) == "node-2"

@@ -1,6 +1,7 @@
 """The cluster itself: the API server's own guards are on, and it reaches webhooks."""
 
 import base64
+import os
 import subprocess
 import textwrap
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
+
 from tests.e2e.kube import Cluster, Namespace, restricted_pod, wait_for
 
 _WEBHOOK = textwrap.dedent(
@@ -35,8 +37,6 @@ _WEBHOOK = textwrap.dedent(
 @pytest.fixture
 def kubelet_of_node_2(cluster: Cluster) -> client.CoreV1Api:
     """The API as the kubelet of node-2 may use it."""
-    import os
-
     path = Path(os.environ["KUBE3FS_CLUSTER"], "kubeconfigs", "node-2")
     return client.CoreV1Api(config.new_client_from_config(str(path)))
 
@@ -50,9 +50,16 @@ def test_kubelet_may_not_touch_another_node(kubelet_of_node_2: client.CoreV1Api)
     assert refused.value.status == 403
 
 
-def test_kubelet_may_not_read_foreign_secrets(namespace: Namespace, kubelet_of_node_2: client.CoreV1Api) -> None:
+def test_kubelet_may_not_read_foreign_secrets(
+    namespace: Namespace, kubelet_of_node_2: client.CoreV1Api
+) -> None:
     """The Node authorizer: a kubelet reads the secrets of its own pods only."""
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "foreign"}, "stringData": {"key": "value"}}
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "foreign"},
+        "stringData": {"key": "value"},
+    }
     namespace.apply(secret)
     with pytest.raises(ApiException, match="no relationship found") as refused:
         kubelet_of_node_2.read_namespaced_secret("foreign", namespace.name)
@@ -63,19 +70,33 @@ def test_webhook_is_reached(cluster: Cluster, namespace: Namespace, tmp_path: Pa
     """The API server asks a webhook behind a service, on any node."""
     names = f"subjectAltName=DNS:webhook.{namespace.name}.svc"
     files = ("-keyout", str(tmp_path / "tls.key"), "-out", str(tmp_path / "tls.crt"))
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
-        + ["-subj", "/CN=webhook", "-addext", names, *files],
-        check=True,
-        capture_output=True,
-    )
+    openssl = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+    ]
+    openssl += ["-days", "1", "-subj", "/CN=webhook", "-addext", names, *files]
+    subprocess.run(openssl, check=True, capture_output=True)
     tls = {name: (tmp_path / name).read_text() for name in ("tls.crt", "tls.key")}
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "tls"}, "stringData": tls}
     mount = {"volumeMounts": [{"name": "tls", "mountPath": "/tls"}]}
     volumes = [{"name": "tls", "secret": {"secretName": "tls"}}]
-    pod = restricted_pod("webhook", "python3", "-c", _WEBHOOK, nodeName="node-2", container=mount, volumes=volumes)
+    pod = restricted_pod(
+        "webhook", "python3", "-c", _WEBHOOK, nodeName="node-2", container=mount, volumes=volumes
+    )
     service = {"selector": {"app": "webhook"}, "ports": [{"port": 443, "targetPort": 8443}]}
-    namespace.apply([secret, pod, {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "webhook"}, "spec": service}])
+    namespace.apply(
+        [
+            secret,
+            pod,
+            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "webhook"}, "spec": service},
+        ]
+    )
     namespace.wait_ready("webhook")
     hook = {
         "apiVersion": "admissionregistration.k8s.io/v1",
@@ -88,7 +109,14 @@ def test_webhook_is_reached(cluster: Cluster, namespace: Namespace, tmp_path: Pa
                 "sideEffects": "None",
                 "timeoutSeconds": 5,
                 "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}},
-                "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "resources": ["configmaps"], "operations": ["CREATE"]}],
+                "rules": [
+                    {
+                        "apiGroups": [""],
+                        "apiVersions": ["v1"],
+                        "resources": ["configmaps"],
+                        "operations": ["CREATE"],
+                    }
+                ],
                 "clientConfig": {
                     "caBundle": base64.b64encode(tls["tls.crt"].encode()).decode(),
                     "service": {"namespace": namespace.name, "name": "webhook"},
@@ -104,7 +132,7 @@ def test_webhook_is_reached(cluster: Cluster, namespace: Namespace, tmp_path: Pa
         try:
             cluster.core.create_namespaced_config_map(namespace.name, body)
         except ApiException as error:
-            return error.body if "the webhook was asked" in error.body else None
+            return str(error.body) if "the webhook was asked" in str(error.body) else None
         return None
 
     try:
