@@ -30,6 +30,11 @@ RUN --mount=type=secret,id=cargo.toml,target=/usr/local/cargo/config.toml \
     find . -path ./target -prune -o -name '*.rs' -exec touch {} + \
  && cargo build --release --locked -p usrbiod \
  && PATH=/opt/zig/bin:$PATH usrbio-capi/build-release.sh /out/opt/usrbio \
+ && mkdir -p target/usrbio.data/scripts \
+ && PATH=/opt/zig/bin:$PATH maturin build --quiet --release --zig --target "$(rustc -vV | sed -n 's/^host: //p')" \
+      --compatibility manylinux_2_28 --manifest-path usrbio-py/Cargo.toml --interpreter python3 --features abi3 \
+      --out /tmp/wheels \
+ && python3 -m zipfile -e /tmp/wheels/usrbio-*.whl /out/opt/usrbio/python \
  && install -D target/release/usrbiod /out/usr/local/bin/usrbiod \
  && strip /out/usr/local/bin/usrbiod
 
@@ -54,6 +59,17 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca.crt,target=/etc/ssl/certs/ca-certificates.crt \
     python3 -m venv --without-pip --system-site-packages /opt/venv \
  && /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --require-hashes -r /tmp/requirements.txt
+
+FROM python-build AS demo-build
+COPY docs/examples/demo/ /opt/demo/
+# Of scikit-learn only the data set is used, which comes in its wheel.
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca.crt,target=/etc/ssl/certs/ca-certificates.crt \
+    python3 -m venv --without-pip /opt/venv \
+ && /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --require-hashes -r /opt/demo/requirements.txt \
+ && /opt/pip/bin/pip download --quiet --no-deps --require-hashes -r /opt/demo/dataset.txt -d /tmp/wheels \
+ && python3 -m zipfile -e /tmp/wheels/scikit_learn-*.whl /tmp/scikit-learn \
+ && cp /tmp/scikit-learn/sklearn/datasets/data/digits.csv.gz /opt/demo/
 
 FROM ${DEBIAN} AS python
 RUN apt-get update \
@@ -103,14 +119,26 @@ LABEL org.opencontainers.image.title="kube3fs node daemon" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
-# What a training pod gets as /opt/usrbio: library, headers and, once it is here, the Python package's wheel. As an
+# What a training pod gets as /opt/usrbio: library, headers and, below python, the Python package for PYTHONPATH. As an
 # image of its own it is the smallest training pod.
 FROM python AS client
 COPY --from=native-build /out/opt/usrbio /opt/usrbio
+ENV PYTHONPATH=/opt/usrbio/python
 USER 65532:65532
 CMD ["python3"]
 ARG VERSION=dev REVISION=unknown
 LABEL org.opencontainers.image.title="kube3fs client" \
+      org.opencontainers.image.source="https://github.com/kube3fs/kube3fs" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+# The training pod of `make demo`: NumPy, a data set and the programs of docs/examples/demo.
+FROM client AS demo
+COPY --from=demo-build /opt/venv /opt/venv
+COPY --from=demo-build /opt/demo /opt/demo
+ARG VERSION=dev REVISION=unknown
+LABEL org.opencontainers.image.title="kube3fs demo" \
       org.opencontainers.image.source="https://github.com/kube3fs/kube3fs" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \

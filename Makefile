@@ -41,7 +41,7 @@ lint-native: ## rustfmt and clippy, warnings denied
 	cd $(NATIVE)/fuzz && cargo fmt --check && $(CARGO) clippy --all-targets -- -D warnings
 
 .PHONY: test
-test: deps lint test-native test-python test-cluster ## Everything that CI runs
+test: deps lint test-native test-python test-usrbio-py test-chart test-cluster test-api ## Everything that CI runs
 
 .PHONY: test-native
 test-native: deps lib $(TOOLS)/bin/fsx test-loom test-fuzz ## The native client: unit, property, C, POSIX, take-over, fuzz
@@ -93,6 +93,7 @@ test-python: venv ## Unit and property tests of the Python packages
 .PHONY: crds
 crds: venv ## Write the CRDs anew from their models
 	.venv/bin/python -m kube3fs_crds.generate crds/manifests charts/kube3fs/files/crds
+	.venv/bin/python -m kube3fs_crds.reference docs/reference.md
 
 .PHONY: chart
 chart: crds ## Write the chart's README and schema anew from its values.yaml
@@ -103,6 +104,14 @@ test-chart: venv ## The chart: generated files, lint, template tests, alert test
 	.venv/bin/python charts/generate.py charts/kube3fs --check
 	PATH=$$($(PYTHON) -m tests.cluster build 2>/dev/null)/bin:$$PATH; helm lint --quiet charts/kube3fs; \
 	helm-unittest -f 'tests/**/*_test.yaml' charts/kube3fs; promtool test rules charts/kube3fs/tests/promtool/*.yaml
+
+.PHONY: test-api
+test-api: venv ## Types, policies and the operator as a process, on a real API server; about 10 minutes
+	$(CLUSTER) run -- .venv/bin/pytest tests/api
+
+.PHONY: bench-operator
+bench-operator: venv ## Benchmark the operator and the injection; about 4 minutes
+	$(CLUSTER) run -- .venv/bin/python -m tests.bench.operator_load
 
 # ---- a Kubernetes to test on, and the images ---------------------------------------------------------------------
 
@@ -125,9 +134,37 @@ cluster-up: go images ## Bring a Kubernetes up, with the images: 15 s; the first
 cluster-down: ## End the Kubernetes of cluster-up
 	$(CLUSTER) down
 
+# ---- the Python package usrbio ----------------------------------------------------------------------------------
+
+USRBIO_PY := $(NATIVE)/usrbio-py
+WHEEL_SOURCES := $(shell find $(NATIVE) -name target -prune -o -name __pycache__ -prune -o -name tests -prune -o -name fuzz -prune -o -type f -print)
+
+.PHONY: wheels
+wheels: dist/stamp ## Build the wheels of the Python package usrbio, with the daemon in them, into dist
+
+dist/stamp: $(TOOLS)/venv $(WHEEL_SOURCES)
+	PATH=$(TOOLS)/venv/bin:$$PATH $(USRBIO_PY)/build-wheels.sh dist
+	@touch $@
+
+.PHONY: test-usrbio-py
+test-usrbio-py: deps wheels ## The wheels, each installed in a clean environment, on Python 3.10, 3.11 and 3.13; mypy; the docs
+	$(USRBIO_PY)/tests/run.sh dist $(TOOLS)/usrbio-py
+
+.PHONY: bench-python
+bench-python: wheels build ## Benchmark the Python package beside the C client and os.preadv; about 3 minutes
+	rm -rf $(TOOLS)/usrbio-bench && $(PYTHON) -m venv $(TOOLS)/usrbio-bench
+	$(TOOLS)/usrbio-bench/bin/pip install -q --disable-pip-version-check --require-hashes -r $(USRBIO_PY)/test-requirements.txt
+	$(TOOLS)/usrbio-bench/bin/pip install -q --disable-pip-version-check --no-index --find-links dist usrbio
+	$(TOOLS)/usrbio-bench/bin/python tests/bench/python $(ARGS)
+
 .PHONY: demo
-demo: go images ## See a restricted pod run on a Kubernetes of its own: half a minute once everything is built
-	$(CLUSTER) run -- tests/demo.sh
+demo: demo-down go images ## Install, claim, train, compare and kill, on a Kubernetes of its own; 90 seconds once built
+	$(CLUSTER) up --name demo >/dev/null
+	$(CLUSTER) shell --name demo -- tests/demo.sh
+
+.PHONY: demo-down
+demo-down: ## End the Kubernetes of make demo
+	@$(CLUSTER) down --name demo 2>/dev/null || true
 
 .PHONY: test-cluster
 test-cluster: go images ## The test Kubernetes itself, then the end-to-end tests on two nodes: 5 minutes once built
@@ -137,7 +174,7 @@ test-cluster: go images ## The test Kubernetes itself, then the end-to-end tests
 
 .PHONY: clean
 clean: ## Remove everything that was built
-	rm -rf $(NATIVE)/target $(NATIVE)/fuzz/target
+	rm -rf $(NATIVE)/target $(NATIVE)/fuzz/target dist
 
 .PHONY: test-loom
 test-loom: ## Model-check the ring's indices and its sleep protocol under every interleaving

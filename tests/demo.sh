@@ -1,60 +1,76 @@
 #!/usr/bin/env bash
-# What `make demo` shows: a pod that may do nothing special, on our image, asks the API server for its own name.
+# What `make demo` runs in its Kubernetes: install, claim, train, compare, kill. Each step says how long it took.
 set -euo pipefail
-step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-step 'A Kubernetes of your own:'
-kubectl get nodes -o wide
+system=kube3fs-system
+names=() times=()
+if [[ -t 1 ]]; then bold=$'\033[1m' plain=$'\033[0m'; else bold='' plain=''; fi
 
-step 'A namespace under the restricted Pod Security level, and a pod in it:'
-kubectl apply -f - <<'YAML'
-apiVersion: v1
-kind: Namespace
-metadata:
-  name: demo
-  labels: {pod-security.kubernetes.io/enforce: restricted}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: Role
-metadata: {name: reader, namespace: demo}
-rules: [{apiGroups: [""], resources: [pods], verbs: [get]}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {name: reader, namespace: demo}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: reader}
-subjects: [{kind: ServiceAccount, name: default}]
-YAML
-image=$(kubectl get node node-1 -o json | grep -o '"ghcr.io/kube3fs/client:[^"]*"' | head -n 1 | tr -d '"')
-kubectl apply -f - <<YAML
-apiVersion: v1
-kind: Pod
-metadata: {name: hello, namespace: demo}
-spec:
-  restartPolicy: Never
-  securityContext: {runAsNonRoot: true, runAsUser: 1000, seccompProfile: {type: RuntimeDefault}}
-  containers:
-    - name: main
-      image: $image
-      securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
-      command:
-        - python3
-        - -c
-        - |
-          import json, os, ssl, urllib.request
-          own = "/var/run/secrets/kubernetes.io/serviceaccount/"
-          request = urllib.request.Request(
-              "https://kubernetes.default.svc/api/v1/namespaces/demo/pods/hello",
-              headers={"Authorization": "Bearer " + open(own + "token").read()},
-          )
-          tls = ssl.create_default_context(cafile=own + "ca.crt")
-          pod = json.load(urllib.request.urlopen(request, context=tls))
-          print(f"I am {pod['metadata']['name']} on {pod['spec']['nodeName']}, uid {os.getuid()}, and I have:")
-          for folder, _, files in os.walk("/opt/usrbio"):
-              for name in sorted(files):
-                  print("  ", os.path.join(folder, name))
-YAML
-kubectl -n demo wait --for=jsonpath='{.status.phase}'=Succeeded pod/hello --timeout=60s
+say() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 
-step 'What it says:'
-kubectl -n demo logs hello
+# step NAME COMMAND...: runs the command and remembers its time. Its output shows only when it fails.
+step() {
+    local name=$1 began=${EPOCHREALTIME/./} log
+    shift
+    if ! log=$("$@" 2>&1); then
+        printf '%s\n\nThe demo ends here: %s failed.\n' "$log" "$name" >&2
+        exit 1
+    fi
+    names+=("$name") times+=($((${EPOCHREALTIME/./} - began)))
+    printf '  %-46s %6s s\n' "$name" "$((times[-1] / 1000000)).$((times[-1] / 100000 % 10))"
+}
+
+in_pod() { kubectl exec --quiet -n training trainer -- python3 "$@"; }
+
+install() {
+    kubectl create namespace $system
+    kubectl label namespace $system pod-security.kubernetes.io/enforce=privileged
+    helm install kube3fs charts/kube3fs --namespace $system --wait --timeout 3m
+}
+
+cluster() {
+    kubectl apply -f docs/examples/storagecluster.yaml
+    kubectl wait --for=condition=Ready storagecluster/demo --timeout=60s
+}
+
+pod() {
+    kubectl create namespace training
+    kubectl label namespace training pod-security.kubernetes.io/enforce=restricted
+    kubectl apply --namespace training -f docs/examples/claim.yaml -f docs/examples/demo/trainer.yaml
+    kubectl wait --namespace training --for=condition=Ready pod/trainer --timeout=90s
+}
+
+say 'Setting up'
+step 'helm install kube3fs' install
+step 'kubectl apply -f storagecluster.yaml, until Ready' cluster
+step 'a claim and a pod in a restricted namespace' pod
+kubectl get storageclusters,storagenodes,storagevolumes --all-namespaces
+
+say 'Training on a real data set, its records read through a ring'
+in_pod /opt/demo/train.py /data
+
+say 'The same reads three ways'
+in_pod /opt/demo/compare.py /data /plain-fuse
+
+say 'kill -9 of the node daemon while the pod reads'
+exec 3< <(in_pod /opt/demo/steady.py /data 6)
+read -r -u 3 line
+kubectl exec --quiet -n $system daemonset/kube3fs-csi-node -c csi-node -- python3 -c '
+import psutil
+for process in psutil.process_iter(["name"]):
+    if process.info["name"] == "usrbiod":
+        print(f"killed usrbiod, pid {process.pid}")
+        process.kill()'
+cat <&3
+kubectl get pods -n $system -l app.kubernetes.io/component=csi-node
+kubectl get pods -n training
+
+say 'Look around'
+cat <<'TEXT'
+  python3 -m tests.cluster shell --name demo            a shell with this Kubernetes' kubectl and helm
+  kubectl get kube3fs -A                                clusters, nodes, volumes
+  kubectl describe storagecluster demo                  conditions say what is wrong and what to do
+  kubectl exec -it -n training trainer -- python3       the pod: uid 1000, nothing privileged
+  make demo-down                                        ends it
+TEXT

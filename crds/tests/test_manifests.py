@@ -9,6 +9,7 @@ import yaml
 
 from kube3fs_crds import KINDS, Resource
 from kube3fs_crds.generate import crd, file_name, main, render
+from kube3fs_crds.reference import reference
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = [ROOT / "crds/manifests", ROOT / "charts/kube3fs/files/crds"]
@@ -25,6 +26,13 @@ def test_committed_yaml_is_what_the_models_say(kind: type[Resource], folder: Pat
 def test_no_manifest_without_a_model(folder: Path) -> None:
     """The folder holds the CRDs of today's kinds and nothing else."""
     assert {path.name for path in folder.iterdir()} == {file_name(kind) for kind in KINDS}
+
+
+def test_committed_reference_is_what_the_models_say() -> None:
+    """`make crds` would change nothing in docs/reference.md, where every field is described."""
+    text = reference()
+    assert (ROOT / "docs/reference.md").read_text() == text, "run make crds"
+    assert "|  |" not in text
 
 
 def test_generator_writes_every_kind_into_a_new_folder(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ NODE = NodeKey("node-a")
 Run = Callable[..., Awaitable[list[str]]]
 
 
-class Killed(Exception):  # noqa: N818 - it is not an error
+class Killed(Exception):
     """The process would be gone here."""
 
 
@@ -83,10 +83,12 @@ async def run() -> AsyncIterator[Callable[[FakeApi], Any]]:
 
 
 def fresh(fake: FakeApi) -> None:
-    """A cluster just applied, on a node whose plugin is up."""
+    """A cluster just applied, on a node that could serve it and was not told to yet."""
     body = Make.cluster()
     body["metadata"]["finalizers"] = []
-    fake.add(body, Make.node(), Make.storage_node())
+    node = Make.storage_node("node-a", "demo")
+    node["spec"] = {}
+    fake.add(body, Make.node(), node)
 
 
 async def test_a_new_cluster_gets_finalizer_classes_and_status_in_that_order(run: Any) -> None:
@@ -145,7 +147,6 @@ async def test_without_the_snapshot_api_the_cluster_is_ready_and_says_so(run: An
     """No VolumeSnapshotClass can be made; that is a remark, not a failure."""
     fake = FakeApi(missing_kinds=("VolumeSnapshotClass",))
     fresh(fake)
-    fake.add(Make.storage_node("node-a", "demo"))
     await (await run(fake))(DEMO, NODE)
     conditions = {
         c["type"]: c for c in fake.objects["StorageCluster", "team", "demo"]["status"]["conditions"]

@@ -12,7 +12,7 @@ _T = TypeVar("_T")
 DEADLINE = 30.0
 
 
-class Refused(AssertionError):  # noqa: N818 - kubectl did its work
+class Refused(AssertionError):
     """kubectl failed. The text is what the user would see."""
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from .kube import Body, Refused, apply, kubectl
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 
 
 def cluster(name: str = "demo", path: str = "/var/lib/kube3fs/demo", **spec: Any) -> Body:

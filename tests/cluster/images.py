@@ -31,6 +31,7 @@ TARGETS = {
     "csi": ("csi/requirements.txt", "csi/src", "crds/src"),
     "usrbiod": _NATIVE,
     "client": _NATIVE,
+    "demo": (*_NATIVE, "docs/examples/demo"),
 }
 _NOT_INPUT = {"target", "fuzz", "__pycache__"}
 """Names of folders that .dockerignore leaves out as well."""

@@ -1,15 +1,22 @@
 """Fixtures of every end-to-end test: the cluster, a namespace of its own, a report on failure."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+import yaml
 from kubernetes import client, config
 
+from tests.api.kube import kubectl
 from tests.e2e.kube import Cluster, Namespace, wait_for
+from tests.e2e.release import CHART, release
 from tests.e2e.report import report
+
+__all__ = ["release"]
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +40,26 @@ def system_namespace(cluster: Cluster) -> Iterator[Namespace]:
     """A namespace of the test's own in which privileged pods may run."""
     with _namespace(cluster, "privileged") as namespace:
         yield namespace
+
+
+@pytest.fixture
+def restricted(namespace: Namespace) -> str:
+    """The name of a namespace of the test's own, under the *restricted* Pod Security level."""
+    return namespace.name
+
+
+@pytest.fixture(scope="session")
+def snapshots() -> None:
+    """The snapshot CRDs and their controller, as the cluster's administrator installs them."""
+    manifests = Path(shutil.which("helm") or "").parents[1] / "manifests"
+    kubectl("apply", "--server-side", "-f", str(manifests / "snapshot-crds"))
+    kubectl("apply", "-f", str(manifests / "snapshot-controller"))
+    # The manifests name the release before; the sidecar's tag is that of the controller at hand.
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    tag = values["csi"]["controller"]["sidecars"]["snapshotter"]["tag"]
+    image = f"snapshot-controller=registry.k8s.io/sig-storage/snapshot-controller:{tag}"
+    kubectl("set", "image", "-n", "kube-system", "deployment/snapshot-controller", image)
+    kubectl("rollout", "status", "-n", "kube-system", "deployment/snapshot-controller", "--timeout=55s")
 
 
 @contextmanager

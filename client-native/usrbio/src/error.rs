@@ -67,6 +67,9 @@ pub enum Error {
     /// The ring was made before a fork and is used in the child.
     #[error("the ring belongs to the parent process: make rings after fork")]
     Forked,
+    /// The daemon that the ring or Iov was registered with is gone.
+    #[error("the daemon that served {} is gone: serve the mount again, then make rings and Iovs anew", .0.display())]
+    Unserved(PathBuf),
     /// The daemon broke the ring protocol; the ring is beyond use.
     #[error("the ring is broken and must be made anew: {0}")]
     Broken(#[from] RingFault),
@@ -83,6 +86,7 @@ impl Error {
             Error::NotOn3fs(_) | Error::BadFd(_) => libc::EBADF,
             Error::NoMount(_) => libc::ENOENT,
             Error::Forked => libc::ECHILD,
+            Error::Unserved(_) => libc::ENOTCONN,
         }
     }
 

@@ -87,6 +87,12 @@ impl RegisteredFile {
     }
 }
 
+impl AsFd for RegisteredFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.dup.as_fd()
+    }
+}
+
 const CHUNK: usize = 1 << 11;
 const CHUNKS: usize = 1 << 14;
 const MAX_FDS: usize = CHUNK * CHUNKS;

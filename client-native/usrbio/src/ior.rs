@@ -168,7 +168,7 @@ pub struct RingCore {
     submit: SubmitSem,
     id: Uuid,
     // Dropped last, in this order: the daemon lets go, then the memory goes that `ring` and `done` lie in.
-    _registration: Registration,
+    registration: Registration,
     mapping: Mapping,
 }
 
@@ -208,7 +208,7 @@ impl RingCore {
             spin: Spin::default(),
             submit,
             id,
-            _registration: registration,
+            registration,
             mapping,
         })
     }
@@ -250,6 +250,18 @@ impl RingCore {
             return Err(Unusable::Forked);
         }
         self.fault.get().map_or(Ok(()), |fault| Err(Unusable::Broken(*fault)))
+    }
+
+    /// Is it of this process, and was the protocol always kept? Takes no lock: for a look before taking one that
+    /// another thread of the parent may have held at the fork.
+    pub fn check_usable(&self) -> Result<(), Error> {
+        Ok(self.usable()?)
+    }
+
+    /// Does the daemon still know it? A waiter who has waited for long asks; the answer comes from the daemon through
+    /// the mount. Without the daemon nothing would ever be answered.
+    pub fn check_served(&self) -> Result<(), Error> {
+        self.registration.check()
     }
 
     #[inline]

@@ -4,6 +4,7 @@ use crate::error::Error;
 use crate::fork::Generation;
 use crate::mount::Mount;
 use crate::shm::{self, Mapping, ShmFile};
+use rustix::io::Errno;
 use std::path::{Path, PathBuf};
 use usrbio_wire::IovName;
 use uuid::Uuid;
@@ -25,6 +26,16 @@ impl Registration {
         let link = mount.iovs().join(name.to_string());
         rustix::fs::symlink(shm, &link).map_err(Error::os("register shared memory as", &link))?;
         Ok(Registration { link, made_in: Generation::current() })
+    }
+
+    /// Does the daemon still know it? Anything but its "no" or its absence counts as "yes".
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        match rustix::fs::lstat(&self.link) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::NOTCONN | Errno::CONNABORTED | Errno::STALE) => {
+                Err(Error::Unserved(self.link.clone()))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -163,6 +174,17 @@ mod tests {
         assert_eq!(std::fs::metadata(&shm).unwrap().len(), 10_000);
         drop(iov);
         assert!(link.symlink_metadata().is_err() && !shm.exists());
+    }
+
+    #[test]
+    fn a_registration_that_the_daemon_forgot_is_unserved() {
+        let fake = FakeMount::new();
+        let shm = Path::new("/dev/shm/hf3fs-iov-none");
+        let name = IovName { id: Uuid::new_v4(), block_size: None, ring: None };
+        let registration = Registration::new(&fake.mount(), &name, shm).unwrap();
+        assert!(registration.check().is_ok());
+        std::fs::remove_file(fake.iovs().join(name.to_string())).unwrap();
+        assert_eq!(registration.check().unwrap_err().errno(), libc::ENOTCONN);
     }
 
     #[test]

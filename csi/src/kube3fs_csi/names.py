@@ -13,6 +13,7 @@ PARAMETER_CLUSTER = "csi.kube3fs.io/cluster"
 ATTRIBUTE_KIND = "csi.kube3fs.io/kind"
 ATTRIBUTE_SIZE = "csi.kube3fs.io/size"
 ATTRIBUTE_HUGE = "csi.kube3fs.io/huge"
+ATTRIBUTE_PASSTHROUGH = "csi.kube3fs.io/passthrough"
 FINALIZER_NODE = "kube3fs.io/node"
 RESOURCE_RDMA = "kube3fs.io/rdma"
 

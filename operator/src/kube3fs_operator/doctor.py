@@ -20,7 +20,7 @@ from kube3fs_operator.session import api_session
 from kube3fs_operator.settings import from_environment
 
 
-class Unsound(Exception):  # noqa: N818 - a finding, not an error of the program
+class Unsound(Exception):
     """A check failed. The message says what to do."""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kube3fs_crds import API_VERSION, NodeCluster, StorageCluster
+from kube3fs_operator.health import examine
 from kube3fs_operator.placement import selected
 from kube3fs_operator.views import ClassKey, ClusterKey, World
 
@@ -28,11 +29,16 @@ def class_name(cluster: StorageCluster) -> str:
 
 
 def classes(cluster: StorageCluster, world: World) -> list[Object]:
-    """The StorageClass and VolumeSnapshotClass. None while no node is chosen: no claim could be bound."""
-    nodes = selected(cluster, world)
-    if not nodes:
+    """The StorageClass and VolumeSnapshotClass.
+
+    None while no node is chosen, and none made before a node can serve: a claim could not be bound, and the
+    scheduler would have learnt that there is no space, which it looks at again only after a while.
+    """
+    nodes, name = selected(cluster, world), class_name(cluster)
+    made = ClassKey("StorageClass", name) in world.classes
+    if not nodes or not (made or any(node.ready and node.selected for node in examine(cluster, world))):
         return []
-    metadata = {"name": class_name(cluster), "labels": owner_labels(ClusterKey.of(cluster))}
+    metadata = {"name": name, "labels": owner_labels(ClusterKey.of(cluster))}
     return [
         {
             "apiVersion": "storage.k8s.io/v1",

@@ -75,9 +75,9 @@ def _ready(nodes: list[NodeHealth], classes: Draft, stalled: Draft) -> Draft:
     """Ready: a claim made now can be served. One sick node of many shows in NodesReady only."""
     if stalled.status == "True":
         return Draft("Ready", "False", stalled.reason, stalled.message)
-    if classes.status != "True":
-        return Draft("Ready", "False", classes.reason, classes.message)
     serving = [node for node in nodes if node.ready and node.selected]
+    if serving and classes.status != "True":
+        return Draft("Ready", "False", classes.reason, classes.message)
     if serving:
         return Draft("Ready", "True", "Serving", f"{count(len(serving), 'node')} can take volumes")
     worst = next((node for node in nodes if not node.ready), None)
@@ -167,7 +167,8 @@ def _classes_ready(cluster: StorageCluster, world: World, attempt: Attempt, node
         return Draft("ClassesReady", "False", "ApplyFailed", attempt.apply_error)
     seen = {key.kind for key in world.classes if key.name == name}
     if "StorageClass" not in seen:
-        why = "waits for a chosen node" if not any(n.selected for n in nodes) else "is being made"
+        can_serve = any(node.ready and node.selected for node in nodes)
+        why = "is being made" if can_serve else "waits for a node that can serve"
         return Draft("ClassesReady", "False", "NotMade", f"StorageClass {name} {why}")
     if "VolumeSnapshotClass" not in seen:
         return Draft(

@@ -175,7 +175,8 @@ def settings() -> kopf.OperatorSettings:
     chosen = kopf.OperatorSettings()
     chosen.posting.enabled = False
     chosen.peering.standalone = True
-    chosen.persistence.finalizer = render.FINALIZER
+    # Not ours: kopf takes this finalizer off every object that no handler of its own needs it on.
+    chosen.persistence.finalizer = "kube3fs.io/kopf"
     chosen.watching.server_timeout = 600
     chosen.watching.inactivity_timeout = 660
     return chosen

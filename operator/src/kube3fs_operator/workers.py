@@ -32,7 +32,13 @@ async def operate(api_client: client.ApiClient, identity: str, faults: Faults, q
         ready.set_result(Reconciler(world, Api(api_client, identity, faults)))
 
     watching = asyncio.create_task(
-        kopf.operator(registry=watch.registry(queue, started), settings=watch.settings(), clusterwide=True)
+        kopf.operator(
+            registry=watch.registry(queue, started),
+            settings=watch.settings(),
+            clusterwide=True,
+            # kopf would make one up from the user's name, which a container's user does not have.
+            identity=identity,  # type: ignore[arg-type] # its NewType of str is private
+        )
     )
     workers = [asyncio.create_task(_work(queue, ready)) for _ in range(WORKERS)]
     try:

@@ -190,6 +190,7 @@ def config(record: Published) -> Json:
         "cluster": record.cluster.encode()[:_CLUSTER_ID_BYTES].decode(errors="ignore"),
         "mount_point": str(record.target),
         "read_only": record.read_only,
+        "passthrough": record.passthrough,
     }
 
 

@@ -53,6 +53,8 @@ class Published(BaseModel):
     """Bytes of shared memory or of a scratch volume."""
     huge: str = ""
     """tmpfs option huge=, see tmpfs(5)."""
+    passthrough: bool = True
+    """Reads and writes go straight to the file below, where the kernel can."""
     source: Path | None = None
     """What is shown at the target: a directory of the data root, or of the client library."""
 

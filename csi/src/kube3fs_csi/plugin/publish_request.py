@@ -13,6 +13,7 @@ from kube3fs_csi.api import csi_pb2
 from kube3fs_csi.names import (
     ATTRIBUTE_HUGE,
     ATTRIBUTE_KIND,
+    ATTRIBUTE_PASSTHROUGH,
     ATTRIBUTE_SIZE,
     PARAMETER_CLUSTER,
     checked_id,
@@ -36,7 +37,7 @@ _ALLOWED = {
     "filesystem": {PARAMETER_CLUSTER},
     "shm": {ATTRIBUTE_KIND, ATTRIBUTE_SIZE, ATTRIBUTE_HUGE},
     "client": {ATTRIBUTE_KIND},
-    "scratch": {ATTRIBUTE_KIND, ATTRIBUTE_SIZE, PARAMETER_CLUSTER},
+    "scratch": {ATTRIBUTE_KIND, ATTRIBUTE_SIZE, ATTRIBUTE_PASSTHROUGH, PARAMETER_CLUSTER},
 }
 
 
@@ -80,6 +81,7 @@ def parse(request: csi_pb2.NodePublishVolumeRequest, limits: Limits) -> Publishe
         cluster=_cluster(kind, context),
         size=_size(kind, context, limits),
         huge=_huge(context),
+        passthrough=_passthrough(context),
         source=_client(limits) if kind == "client" else None,
     )
 
@@ -154,6 +156,16 @@ def _size(kind: Kind, context: dict[str, str], limits: Limits) -> int:
             "memory to a pod; ask for less, or run the pod on a larger node"
         )
     return size
+
+
+def _passthrough(context: dict[str, str]) -> bool:
+    value = context.get(ATTRIBUTE_PASSTHROUGH, "true")
+    if value not in ("true", "false"):
+        raise InvalidArgument(
+            f'{ATTRIBUTE_PASSTHROUGH} is {value[:100]!r}; set it to "false" to have every read and write go '
+            "through usrbiod, or leave it out"
+        )
+    return value == "true"
 
 
 def _huge(context: dict[str, str]) -> str:
