@@ -1,6 +1,8 @@
 """kube3fs in the test cluster: installed by its chart, with StorageClusters on two kinds of file system."""
 
 import os
+import shutil
+import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,8 @@ NODE = "node-1"
 DATA = Path("/var/lib/kube3fs")
 CLASSES = {"directory": f"{SYSTEM}.directory", "btrfs": f"{SYSTEM}.btrfs"}
 """StorageClass by kind of data root."""
+_SYSFS = DATA / "sysfs"
+_INFINIBAND = Path("/dev/infiniband")
 _IMAGE = DATA / "btrfs.img"
 _IMAGE_BYTES = 1 << 30
 
@@ -30,16 +34,20 @@ def installed(cluster: Cluster) -> Iterator[None]:
     _make_btrfs()
     _kubectl("apply", "-f", str(_SNAPSHOT_CONTROLLER))
     _use_built_snapshot_controller()
-    _helm("upgrade", "--install", "kube3fs", str(CHART), "--namespace", SYSTEM, "--create-namespace",
-          "--set", "csi.controller.replicas=1,operator.replicas=1", "--set", "csi.node.rdma.devices=")  # fmt: skip
+    _make_card()
+    values = f"csi.controller.replicas=1,operator.replicas=1,csi.node.extraArgs[0]=--sysfs={_SYSFS}"
+    _helm("upgrade", "--install", "kube3fs", str(CHART), "-n", SYSTEM, "--create-namespace", "--set", values)
     _kubectl("label", "--overwrite", "namespace", SYSTEM, "pod-security.kubernetes.io/enforce=privileged")
-    for what in ("daemonset/kube3fs-csi-node", "deploy/kube3fs-csi-controller", "deploy/kube3fs-operator"):
-        _kubectl("-n", SYSTEM, "rollout", "status", what, "--timeout=180s", seconds=200)
+    for name in ("daemonset/kube3fs-csi-node", "deploy/kube3fs-csi-controller", "deploy/kube3fs-operator"):
+        _kubectl("-n", SYSTEM, "rollout", "status", name, "--timeout=180s", seconds=200)
     for name in CLASSES:
         cluster.apply(storage_cluster(name, f"{DATA}/{name}"), SYSTEM)
     for name in CLASSES:
         wait_for(f"StorageCluster {name} Ready", partial(_is_ready, cluster, name), 120)
-    yield
+    try:
+        yield
+    finally:
+        shutil.rmtree(_INFINIBAND)
 
 
 def storage_cluster(name: str, path: str) -> Manifest:
@@ -88,7 +96,7 @@ def of_claim(name: str, read_only: bool = False) -> Manifest:
     return {"persistentVolumeClaim": {"claimName": name, "readOnly": read_only}}
 
 
-def kill(cluster: Cluster, container: str) -> None:
+def kill(container: str) -> None:
     """SIGKILL to the process of a container of the node plugin on `NODE`."""
     names = {"csi-node": b"kube3fs_csi\0node", "usrbiod": b"usrbiod\0daemon"}
     for process in Path("/proc").glob("[0-9]*"):
@@ -130,6 +138,27 @@ def _make_btrfs() -> None:
         image.truncate(_IMAGE_BYTES)
     subprocess.run(["mkfs.btrfs", "-q", str(_IMAGE)], check=True, capture_output=True)
     subprocess.run(["mount", "-o", "loop", str(_IMAGE), str(root)], check=True)
+
+
+def _make_card() -> None:
+    """A stand-in for an RDMA card: sysfs as Linux lays it out, and a device that reads like /dev/zero."""
+    device = _SYSFS / "class/infiniband/mlx5_0"
+    for name, content in {
+        "device/numa_node": "0",
+        "ports/1/state": "4: ACTIVE",
+        "ports/1/link_layer": "InfiniBand",
+        "ports/1/gids/0": "fe80:0000:0000:0000:506b:4bff:fe4f:b2d1",
+    }.items():
+        (device / name).parent.mkdir(parents=True, exist_ok=True)
+        (device / name).write_text(f"{content}\n")
+    verbs = _SYSFS / "class/infiniband_verbs/uverbs0"
+    verbs.mkdir(parents=True, exist_ok=True)
+    (verbs / "ibdev").write_text("mlx5_0\n")
+    _INFINIBAND.mkdir(exist_ok=True)
+    uverbs = _INFINIBAND / "uverbs0"
+    if not uverbs.exists():
+        os.mknod(uverbs, 0o666 | stat.S_IFCHR, os.makedev(1, 5))
+        uverbs.chmod(0o666)
 
 
 def _use_built_snapshot_controller() -> None:
