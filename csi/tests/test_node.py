@@ -14,14 +14,14 @@ from csikit.daemon import Daemon
 from csikit.waiting import eventually
 from csikit.writer import Writer
 
-from kube3fs_csi.node import mounts
+from kube3fs_csi.node import client_library, mounts
 from kube3fs_csi.node.clusters import Clusters
 from kube3fs_csi.node.publisher import Publisher
 from kube3fs_csi.node.sessions import Health, Sessions
 from kube3fs_csi.node.shm import SharedMemory
 from kube3fs_csi.node.state import Pod, Published, Store
 from kube3fs_csi.node.usrbiod import DaemonGone
-from kube3fs_csi.serving.errors import AlreadyExists, InvalidArgument, NotFound
+from kube3fs_csi.serving.errors import AlreadyExists, InvalidArgument, NotFound, Precondition
 
 MIB = 1 << 20
 T = TypeVar("T")
@@ -136,6 +136,16 @@ async def test_a_failed_publish_leaves_nothing(node: Node) -> None:
         assert publisher.store.all() == []
 
 
+async def test_a_scratch_volume_of_an_unknown_cluster_leaves_nothing(node: Node) -> None:
+    """A cluster that the node does not serve is refused before anything is written down, and unpublish works."""
+    async with node.plugin() as publisher:
+        want = node.want("pod-a", "csi-1", kind="scratch", size=MIB, cluster="no/such")
+        with pytest.raises(Precondition, match="does not serve"):
+            await publisher.publish(want)
+        assert publisher.store.all() == []
+        await publisher.unpublish("csi-1", want.target)
+
+
 async def test_a_read_only_volume_refuses_writes(node: Node) -> None:
     """A volume published read-only cannot be written."""
     async with node.plugin() as publisher:
@@ -215,18 +225,27 @@ async def test_huge_pages_are_an_option_of_the_tmpfs(node: Node) -> None:
 
 
 async def test_the_client_library_is_shown_read_only(node: Node) -> None:
-    """A pod sees the library and cannot write to it."""
-    library = node.folder / "client"
-    library.mkdir()
-    (library / "libusrbio.so").write_bytes(b"\x7fELF")
+    """A pod sees the library and cannot change it, whatever its runtime does; unused versions go."""
+    image = node.folder / "image"
+    image.mkdir()
+    (image / "libusrbio.so").write_bytes(b"\x7fELF")
+    library = client_library.install(image, node.folder / "client", [])
+    assert client_library.install(image, node.folder / "client", []) == library
     async with node.plugin() as publisher:
         want = node.want("pod-a", "client", kind="client", source=library, cluster="")
         await publisher.publish(want)
         assert (want.target / "libusrbio.so").read_bytes() == b"\x7fELF"
+        remount = ["mount", "-o", "remount,bind,rw", str(want.target)]  # as container runtimes do
+        await asyncio.to_thread(subprocess.run, remount, check=True)
         with pytest.raises(OSError, match="Read-only"):
             (want.target / "new").touch()
         await publisher.unpublish("client", want.target)
         assert (library / "libusrbio.so").exists()
+    (image / "libusrbio.so").write_bytes(b"\x7fELF, newer")
+    assert client_library.install(image, node.folder / "client", [library]) != library
+    assert (library / "libusrbio.so").read_bytes() == b"\x7fELF"
+    client_library.install(image, node.folder / "client", [])
+    assert not library.exists()
 
 
 async def test_a_scratch_volume_lives_as_long_as_its_pod(node: Node) -> None:

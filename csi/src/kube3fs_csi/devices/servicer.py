@@ -24,6 +24,7 @@ SOCKET = "kube3fs-rdma.sock"
 _KUBELET = "kubelet.sock"
 _VERSION = "v1beta1"
 _POLL_SECONDS = 1.0
+_REGISTER_SECONDS = 10.0
 
 
 class RdmaPlugin(deviceplugin_pb2_grpc.DevicePluginServicer):
@@ -108,38 +109,35 @@ class RdmaPlugin(deviceplugin_pb2_grpc.DevicePluginServicer):
 
 
 async def run(plugin: RdmaPlugin, folder: Path) -> None:
-    """Serves `plugin` in the kubelet's folder of device plugins, and registers at each start of a kubelet.
+    """Serves `plugin` in the kubelet's folder of device plugins, and registers with each kubelet that starts.
 
-    A kubelet that starts removes the sockets in its folder: that, too, is a reason to start anew.
+    A kubelet that starts removes the sockets in its folder: then a new one is made.
     """
     while True:
         async with serving(
             folder / SOCKET,
             lambda server: deviceplugin_pb2_grpc.add_DevicePluginServicer_to_server(plugin, server),
         ):
-            kubelet = await _register(folder)
-            while (folder / SOCKET).exists() and inode(folder / _KUBELET) == kubelet:  # noqa: ASYNC110
+            registered = 0
+            while (folder / SOCKET).exists():
+                kubelet = inode(folder / _KUBELET)
+                if kubelet not in (0, registered) and await _register(folder):
+                    registered = kubelet
                 await asyncio.sleep(_POLL_SECONDS)
-        log.info("the kubelet was restarted: registering the devices again")
 
 
-async def _register(folder: Path) -> int:
-    """Tells the kubelet of us, as soon as it listens; the inode of its socket."""
-    while True:
-        kubelet = inode(folder / _KUBELET)
+async def _register(folder: Path) -> bool:
+    """Tells the kubelet of us; whether it listened."""
+    async with grpc.aio.insecure_channel(f"unix://{folder / _KUBELET}") as channel:
+        stub: Any = deviceplugin_pb2_grpc.RegistrationStub(channel)
+        options = pb.DevicePluginOptions(get_preferred_allocation_available=True)
+        request = pb.RegisterRequest(
+            version=_VERSION, endpoint=SOCKET, resource_name=RESOURCE_RDMA, options=options
+        )
         try:
-            async with grpc.aio.insecure_channel(f"unix://{folder / _KUBELET}") as channel:
-                stub: Any = deviceplugin_pb2_grpc.RegistrationStub(channel)
-                options = pb.DevicePluginOptions(get_preferred_allocation_available=True)
-                await stub.Register(
-                    pb.RegisterRequest(
-                        version=_VERSION, endpoint=SOCKET, resource_name=RESOURCE_RDMA, options=options
-                    ),
-                    timeout=10,
-                )
+            await stub.Register(request, timeout=_REGISTER_SECONDS)
         except grpc.aio.AioRpcError as error:
             log.info("the kubelet takes no device plugins yet: %s", error.details())
-            await asyncio.sleep(_POLL_SECONDS)
-        else:
-            log.info("registered %s with the kubelet", RESOURCE_RDMA)
-            return kubelet
+            return False
+    log.info("registered %s with the kubelet", RESOURCE_RDMA)
+    return True

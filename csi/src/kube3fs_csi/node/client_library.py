@@ -1,4 +1,9 @@
-"""The client library on the node: copied out of the image, so that a pod's mount outlives our container."""
+"""The client library on the node, in a tmpfs of its own, from which pods get bind mounts.
+
+A read-only bind mount would not do: container runtimes make it writable again for a pod that asks for `rw`,
+and a pod that runs as root could change what other pods load. A file system that is itself read-only stays so. It
+outlives our container, and goes with the last pod that uses it.
+"""
 
 import hashlib
 import os
@@ -6,23 +11,31 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from kube3fs_csi.node import mounts
+
 
 def install(source: Path, folder: Path, in_use: Iterable[Path]) -> Path:
     """Copies `source` below `folder`, by a digest of its content, and removes versions that no pod uses."""
     folder.mkdir(parents=True, exist_ok=True)
     version = folder / _digest(source)
-    if not version.exists():
-        work = folder / f".{version.name}"
-        if work.exists():
-            shutil.rmtree(work)
-        shutil.copytree(source, work, symlinks=True)
-        work.chmod(0o755)
-        work.rename(version)
+    if not _is_whole(version):
+        mounts.unmount(version)
+        version.mkdir(exist_ok=True)
+        mounts.mount_library(version)
+        shutil.copytree(source, version, symlinks=True, dirs_exist_ok=True)
+        version.chmod(0o755)
+        mounts.seal_library(version)
     keep = {version, *in_use}
     for other in folder.iterdir():
         if other not in keep:
-            shutil.rmtree(other)
+            mounts.unmount(other)
+            other.rmdir()
     return version
+
+
+def _is_whole(version: Path) -> bool:
+    """Whether nothing was cut off: it is made read-only last."""
+    return any("ro" in mount.super_options for mount in mounts.mounts_at(version))
 
 
 def _digest(source: Path) -> str:

@@ -105,15 +105,19 @@ def remount_tmpfs(target: Path, options: str) -> None:
     )
 
 
-def bind(source: Path, target: Path, *, read_only: bool = False) -> None:
+def mount_library(target: Path) -> None:
+    """Mounts a tmpfs for programs to load from, to be filled and then sealed."""
+    _mount("kube3fs-client", target, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+
+
+def seal_library(target: Path) -> None:
+    """Makes the tmpfs at `target` read-only, for everybody and in every mount of it."""
+    _mount("kube3fs-client", target, "tmpfs", MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV)
+
+
+def bind(source: Path, target: Path) -> None:
     """Shows `source` at `target` as well."""
     _mount(str(source), target, "", MS_BIND)
-    if read_only:
-        try:
-            _mount("", target, "", MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV)
-        except OSError:
-            unmount(target)
-            raise
 
 
 def unmount(target: Path) -> None:

@@ -15,7 +15,7 @@ from kube3fs_csi.node.sessions import Health, Sessions, close_all
 from kube3fs_csi.node.shm import SharedMemory
 from kube3fs_csi.node.state import Published, Store
 from kube3fs_csi.node.usrbiod import Json
-from kube3fs_csi.serving.errors import AlreadyExists, InvalidArgument, Precondition
+from kube3fs_csi.serving.errors import AlreadyExists, CsiError, InvalidArgument, Precondition
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,8 @@ class Publisher:
         if have is not None and await self._is_alive(have):
             return
         self._check_others(want)
+        if want.is_mount_of_ours:
+            self.clusters.backend(want.cluster)
         if have is not None:
             log.info("volume %s at %s was cut off; starting again", want.volume_id, want.target)
             await self._take_away(have)
@@ -104,8 +106,11 @@ class Publisher:
         for record in self.store.all():
             if not record.target.parent.exists():
                 log.info("the kubelet has forgotten %s", record.target)
-                await self._take_away(record)
-                await self._forget(record)
+                try:
+                    await self._take_away(record)
+                    await self._forget(record)
+                except (CsiError, OSError):
+                    log.exception("%s cannot be cleaned up now", record.target)
 
     async def _is_alive(self, record: Published) -> bool:
         if record.is_mount_of_ours:
@@ -143,7 +148,7 @@ class Publisher:
             self.shm.show(want.pod.key, want.target, want.size, want.huge)
         else:
             assert want.source is not None  # noqa: S101 the service sets it for this kind
-            mounts.bind(want.source, want.target, read_only=True)
+            mounts.bind(want.source, want.target)
 
     def _mount(self, want: Published) -> dict[str, int]:
         backend = self.clusters.backend(want.cluster)
@@ -170,7 +175,11 @@ class Publisher:
             await self.sessions.detach(record.session)
 
     def _delete_scratch(self, record: Published) -> None:
-        backend = self.clusters.backend(record.cluster)
+        try:
+            backend = self.clusters.backend(record.cluster)
+        except Precondition as error:  # the cluster was taken from this node, and its data with it
+            log.warning("scratch volume %s is left to itself: %s", record.volume_id, error)
+            return
         backend.delete("volume", record.volume_id)
         backend.empty_trash()
 

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 PROTOCOL = 1
 _ATTACH_FDS = ("fuse", "backing", "shm")
 _RETRY_SECONDS = 0.2
+_BUSY_SECONDS = 0.005
+_DETACH_SECONDS = 10.0
 
 
 class Health(Enum):
@@ -260,8 +262,16 @@ async def _attach(control: Connection, config: Json, fds: Mapping[str, int], *, 
 
 
 async def _detach(control: Connection, name: str) -> None:
-    try:
-        await control.request("detach", session=name)
-    except DaemonError as error:
-        if error.kind != "session-unknown":
-            raise
+    """Returns when the daemon has no such session. It may be ending it by itself: its mount is gone."""
+    async with asyncio.timeout(_DETACH_SECONDS):
+        while True:
+            try:
+                await control.request("detach", session=name)
+            except DaemonError as error:
+                if error.kind == "session-unknown":
+                    return
+                if error.kind != "busy":
+                    raise
+                await asyncio.sleep(_BUSY_SECONDS)
+            else:
+                return

@@ -27,7 +27,7 @@ async def serving(path: Path, *services: Register) -> AsyncIterator[grpc.aio.Ser
     for register in services:
         register(server)
     # gRPC removes the path that it bound when it stops, whoever serves there by then: give it one of its own.
-    bound = path.with_name(f".{path.name}.{os.getpid()}")
+    bound = path.with_name(f".{path.stem}.{os.getpid()}")
     bound.unlink(missing_ok=True)
     server.add_insecure_port(f"unix://{bound}")
     await server.start()

@@ -1,0 +1,250 @@
+"""Both processes together, with a stand-in API server and the real usrbiod."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from csikit.apiserver import Body
+from csikit.driver import CLUSTER, NODE, Driver, cluster, running
+from csikit.waiting import eventually
+
+from kube3fs_csi.api import csi_pb2, csi_pb2_grpc
+from kube3fs_csi.names import PARAMETER_CLUSTER, TOPOLOGY_KEY
+
+MIB = 1 << 20
+CAPABILITY = csi_pb2.VolumeCapability(
+    mount=csi_pb2.VolumeCapability.MountVolume(),
+    access_mode=csi_pb2.VolumeCapability.AccessMode(
+        mode=csi_pb2.VolumeCapability.AccessMode.SINGLE_NODE_WRITER
+    ),
+)
+
+
+@pytest.fixture
+async def driver() -> AsyncIterator[Driver]:
+    # A short path: sockets are below it, and theirs end at 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="k3-") as folder:
+        async with running(Path(folder)) as driver:
+            yield driver
+
+
+class Calls:
+    """Clients of both services."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self.controller: Any = csi_pb2_grpc.ControllerStub(
+            grpc.aio.insecure_channel(f"unix://{driver.controller_socket}")
+        )
+        self.node: Any = csi_pb2_grpc.NodeStub(grpc.aio.insecure_channel(f"unix://{driver.node_socket}"))
+        self.identity: Any = csi_pb2_grpc.IdentityStub(
+            grpc.aio.insecure_channel(f"unix://{driver.node_socket}")
+        )
+
+    async def create(self, name: str = "pvc-1", size: int = 8 * MIB, **more: Any) -> csi_pb2.Volume:
+        request = csi_pb2.CreateVolumeRequest(
+            name=name,
+            capacity_range=csi_pb2.CapacityRange(required_bytes=size),
+            volume_capabilities=[CAPABILITY],
+            parameters={PARAMETER_CLUSTER: CLUSTER},
+            **more,
+        )
+        return (await self.controller.CreateVolume(request, timeout=20)).volume
+
+    def target(self, name: str = "pvc-1", pod: str = "pod-a") -> Path:
+        return self._driver.kubelet / "pods" / pod / "volumes/kubernetes.io~csi" / name / "mount"
+
+    async def publish(self, name: str = "pvc-1", pod: str = "pod-a") -> Path:
+        target = self.target(name, pod)
+        request = csi_pb2.NodePublishVolumeRequest(
+            volume_id=name,
+            target_path=str(target),
+            volume_capability=CAPABILITY,
+            volume_context={PARAMETER_CLUSTER: CLUSTER, "csi.storage.k8s.io/pod.uid": pod},
+        )
+        await self.node.NodePublishVolume(request, timeout=30)
+        return target
+
+    async def unpublish(self, name: str = "pvc-1", pod: str = "pod-a") -> None:
+        request = csi_pb2.NodeUnpublishVolumeRequest(volume_id=name, target_path=str(self.target(name, pod)))
+        await self.node.NodeUnpublishVolume(request, timeout=30)
+
+    async def delete(self, name: str = "pvc-1", seconds: float = 20) -> None:
+        await self.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(volume_id=name), timeout=seconds)
+
+
+@pytest.fixture
+def calls(driver: Driver) -> Calls:
+    return Calls(driver)
+
+
+def refusal(code: str, sentence: str) -> Any:
+    """Expects an RPC to be answered with `code` and a sentence."""
+    return pytest.raises(grpc.aio.AioRpcError, match=rf"(?s){code}.*{sentence}")
+
+
+async def test_a_volume_from_its_making_to_its_end(driver: Driver, calls: Calls) -> None:
+    """Made on the node, reported in its object, mounted, counted, and gone without a trace."""
+    made = await calls.create()
+    assert made.accessible_topology[0].segments == {TOPOLOGY_KEY: NODE}
+    status = (driver.api.get("storagevolumes", "pvc-1") or {})["status"]
+    assert (status["capacityBytes"], status["size"], status["backend"]) == (8 * MIB, "8Mi", "directory")
+    conditions = {one["type"]: one["status"] for one in status["conditions"]}
+    assert conditions == {"Ready": "True", "CapacityEnforced": "False"}
+    target = await calls.publish()
+    await asyncio.to_thread((target / "file").write_bytes, bytes(MIB))
+    request = csi_pb2.NodeGetVolumeStatsRequest(volume_id="pvc-1", volume_path=str(target))
+    usage = {one.unit: one for one in (await calls.node.NodeGetVolumeStats(request, timeout=5)).usage}
+    assert usage[csi_pb2.VolumeUsage.BYTES].total == 8 * MIB
+    assert usage[csi_pb2.VolumeUsage.BYTES].used >= MIB
+    assert usage[csi_pb2.VolumeUsage.INODES].used == 2
+    await calls.unpublish()
+    await calls.delete()
+    assert driver.api.get("storagevolumes", "pvc-1") is None
+    assert list((driver.data / "volumes").iterdir()) == []
+    await eventually(lambda: list((driver.data / "trash").iterdir()) == [])
+
+
+async def test_a_mounted_volume_is_not_deleted(driver: Driver, calls: Calls) -> None:
+    """DeleteVolume is refused at once while a pod has the volume, and done as soon as it has not."""
+    await calls.create()
+    await calls.publish()
+    with refusal("FAILED_PRECONDITION", "delete the pod first"):
+        await calls.delete()
+    await calls.unpublish()
+    await eventually(lambda: driver.api.get("storagevolumes", "pvc-1") is None)
+    await calls.delete()
+
+
+async def test_what_does_not_fit_is_taken_back(driver: Driver, calls: Calls) -> None:
+    """RESOURCE_EXHAUSTED leaves no object behind, so that another node may be tried."""
+    with refusal("RESOURCE_EXHAUSTED", "ask for less"):
+        await calls.create(size=1 << 60)
+    assert driver.api.get("storagevolumes", "pvc-1") is None
+
+
+async def test_a_cluster_must_be_there_and_ready(driver: Driver, calls: Calls) -> None:
+    """An unknown cluster is the claim's mistake; one that is not Ready may be later."""
+    request = csi_pb2.CreateVolumeRequest(
+        name="pvc-1", volume_capabilities=[CAPABILITY], parameters={PARAMETER_CLUSTER: "storage/none"}
+    )
+    with refusal("INVALID_ARGUMENT", "there is no StorageCluster storage/none"):
+        await calls.controller.CreateVolume(request, timeout=10)
+    namespace, name = CLUSTER.split("/")
+    await driver.api.patch_status("storageclusters", name, cluster("False")["status"], namespace)
+
+    async def refused() -> bool:
+        try:
+            await calls.create(f"pvc-{len(driver.api.objects)}")
+        except grpc.aio.AioRpcError as error:
+            return error.code() is grpc.StatusCode.UNAVAILABLE and "is not ready" in str(error.details())
+        return False
+
+    for _ in range(100):  # the controller's cache follows
+        if await refused():
+            return
+    pytest.fail("the controller still makes volumes in a cluster that is not ready")
+
+
+async def test_a_second_call_on_the_same_volume_is_aborted(driver: Driver, calls: Calls) -> None:
+    """While usrbiod is away a publish waits; a second call is told so, and the first ends as it should."""
+    await calls.create()
+    driver.daemon.kill()
+    first = asyncio.create_task(calls.publish())
+    published = driver.kubelet / "plugins/csi.kube3fs.io/published"
+    await eventually(lambda: list(published.iterdir()))
+    with refusal("ABORTED", "another call is still working"):
+        await calls.unpublish()
+    await asyncio.to_thread(driver.daemon.start)
+    await first
+    await calls.unpublish()
+    assert driver.mounted() == []
+
+
+async def test_probe_tells_the_truth_about_usrbiod(driver: Driver, calls: Calls) -> None:
+    """The node is ready while usrbiod answers, and its storage health says when it does not."""
+
+    async def ready() -> bool:
+        return bool((await calls.identity.Probe(csi_pb2.ProbeRequest(), timeout=5)).ready.value)
+
+    async def until(wanted: bool) -> None:
+        async with asyncio.timeout(10):
+            while await ready() is not wanted:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    await until(True)
+    driver.daemon.kill()
+    await until(False)
+    health = await calls.node.NodeGetStorageHealth(csi_pb2.NodeGetStorageHealthRequest(), timeout=5)
+    assert [one.reason for one in health.backend_health] == ["DaemonAway"]
+    await eventually(lambda: _daemon(driver)["healthy"] is False)
+
+
+def _daemon(driver: Driver) -> Body:
+    daemon: Body = (driver.api.get("storagenodes", NODE) or {})["status"]["daemon"]
+    return daemon
+
+
+@pytest.mark.parametrize("order", [("node", "daemon"), ("daemon", "node")], ids="-then-".join)
+async def test_both_killed_pods_are_told_and_new_pods_work(
+    driver: Driver, calls: Calls, order: tuple[str, str]
+) -> None:
+    """After plugin and usrbiod died together the volume's health says so; the next pod gets a new mount."""
+    await calls.create()
+    target = await calls.publish()
+    for name in order:
+        driver.kill(name) if name == "node" else driver.daemon.kill()
+    await asyncio.to_thread(driver.daemon.start)
+    await driver.start_node()
+    calls = Calls(driver)
+    request = csi_pb2.NodeGetVolumeHealthRequest(volume_id="pvc-1", volume_publish_path=str(target))
+
+    async def statuses() -> list[Any]:
+        answer = await calls.node.NodeGetVolumeHealth(request, timeout=5)
+        return [(one.status, one.reason) for one in answer.volume_health.health_statuses]
+
+    async with asyncio.timeout(20):
+        while (csi_pb2.INACCESSIBLE, "MountDead") not in await statuses():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    other = await calls.publish(pod="pod-b")
+    await asyncio.to_thread((other / "file").touch)
+    await calls.unpublish(pod="pod-a")
+    await calls.unpublish(pod="pod-b")
+    assert driver.mounted() == []
+
+
+async def test_two_hundred_pods_leak_nothing(driver: Driver, calls: Calls) -> None:
+    """Publishing and unpublishing 200 times leaves no mount, fd, file or record, and memory does not grow."""
+    await calls.create()
+
+    async def round_of(pods: range) -> None:
+        for start in range(pods.start, pods.stop, 10):
+            some = [f"pod-{number}" for number in range(start, start + 10)]
+            await asyncio.gather(*(calls.publish(pod=pod) for pod in some))
+            await asyncio.gather(*(calls.unpublish(pod=pod) for pod in some))
+
+    await round_of(range(50))  # threads and caches are there
+    fds, memory = driver.open_fds("node"), driver.rss("node")
+    await round_of(range(50, 250))
+    assert driver.mounted() == []
+    assert driver.open_fds("node") <= fds
+    assert driver.rss("node") - memory < 8 * MIB
+    state = driver.kubelet / "plugins/csi.kube3fs.io"
+    assert list((state / "published").iterdir()) == []
+    assert list((state / "shm").iterdir()) == []
+    await eventually(lambda: driver.daemon.state_files() == [])
+
+
+async def test_a_defect_shows_no_traceback(driver: Driver, calls: Calls) -> None:
+    """What goes wrong inside is answered with a sentence; the traceback is in the log."""
+    await calls.create()
+    (driver.data / "volumes/pvc-1").rmdir()
+    (driver.data / "volumes/pvc-1").write_text("in the way")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await calls.publish()
+    assert "Traceback" not in str(refused.value.details())
+    assert "/src/kube3fs_csi" not in str(refused.value.details())

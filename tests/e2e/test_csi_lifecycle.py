@@ -1,0 +1,138 @@
+"""Processes that die, pods that go by force, many pods, devices: nothing is lost and nothing is left."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.kube import Cluster, ExecFailed, Namespace, wait_for
+from tests.e2e.kube3fs import CLASSES, NODE, SYSTEM, claim, inline, installed, kill, of_claim, pod
+
+KUBELET = Path("/var/lib/kubelet")
+STATE = KUBELET / "plugins/csi.kube3fs.io"
+
+# Writes numbered, checksummed blocks until it is told to stop, and reads each back.
+_LOAD = """
+import hashlib, itertools, os, pathlib
+stop = pathlib.Path("/dev/shm/stop")
+with open("/data/load", "w+b", buffering=0) as file:
+    for number in itertools.count():
+        block = hashlib.sha256(str(number).encode()).digest() * 2048
+        file.seek(number % 64 * len(block))
+        assert file.write(block) == len(block)
+        os.fsync(file.fileno())
+        with open("/data/load", "rb") as other:
+            other.seek(number % 64 * len(block))
+            assert other.read(len(block)) == block, number
+        pathlib.Path("/dev/shm/count").write_text(str(number))
+        if stop.exists():
+            break
+print("good")
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kube3fs(cluster: Cluster) -> Iterator[None]:
+    with installed(cluster):
+        yield
+
+
+def mounts(uid: str) -> list[str]:
+    """Mounts of ours on the node that belong to a pod."""
+    return [
+        line
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()
+        if "kube3fs" in line and uid in line
+    ]
+
+
+def nothing_left(uid: str) -> bool:
+    assert mounts(uid) == []
+    records = [path.read_text() for path in (STATE / "published").iterdir()]
+    assert not any(uid in record for record in records)
+    assert not (STATE / "shm" / uid).exists()
+    return True
+
+
+def loaded_pod(namespace: Namespace) -> None:
+    volumes = {"/data": of_claim("data"), "/dev/shm": inline("shm", size="16Mi")}
+    namespace.apply([claim("data", CLASSES["directory"]), pod("load", volumes, "python3", "-c", _LOAD)])
+    namespace.wait_ready("load")
+
+
+def progress(namespace: Namespace) -> int:
+    return int(namespace.exec("load", "cat", "/dev/shm/count"))
+
+
+@pytest.mark.parametrize("victim", ["usrbiod", "csi-node"])
+def test_a_killed_process_under_load_costs_no_byte(
+    cluster: Cluster, namespace: Namespace, victim: str
+) -> None:
+    """SIGKILL three times while a pod writes and checks: no error, no wrong byte, it goes on each time."""
+    loaded_pod(namespace)
+    for _ in range(3):
+        before = wait_for("the load runs", lambda: progress(namespace) or None)
+        kill(victim)
+        wait_for("the load goes on", lambda before=before: progress(namespace) > before + 5, 90)
+        daemonset = ("-n", SYSTEM, "rollout", "status", "daemonset/kube3fs-csi-node", "--timeout=90s")
+        subprocess.run(["kubectl", *daemonset], check=True, capture_output=True, timeout=100)
+    namespace.exec("load", "touch", "/dev/shm/stop")
+    assert namespace.wait_done("load") == "good\n"
+
+
+def test_an_upgrade_under_load_costs_no_byte(cluster: Cluster, namespace: Namespace) -> None:
+    """The DaemonSet's pod is replaced while a pod writes and checks: the successor takes the mount over."""
+    loaded_pod(namespace)
+    before = wait_for("the load runs", lambda: progress(namespace) or None)
+    for command in (("restart",), ("status", "--timeout=120s")):
+        argv = ["kubectl", "-n", SYSTEM, "rollout", command[0], "daemonset/kube3fs-csi-node", *command[1:]]
+        subprocess.run(argv, check=True, capture_output=True, timeout=130)
+    wait_for("the load goes on", lambda: progress(namespace) > before + 5)
+    namespace.exec("load", "touch", "/dev/shm/stop")
+    assert namespace.wait_done("load") == "good\n"
+
+
+def test_a_pod_deleted_by_force_leaves_nothing(namespace: Namespace) -> None:
+    """Mounts, tmpfs and records of a pod that was deleted with grace period 0 are gone soon after."""
+    volumes = {"/data": of_claim("data"), "/dev/shm": inline("shm", size="16Mi"), "/opt/x": inline("client")}
+    namespace.apply([claim("data", CLASSES["directory"]), pod("p", volumes)])
+    namespace.wait_ready("p")
+    uid = namespace.pod("p").metadata.uid
+    assert len(mounts(uid)) >= 4
+    namespace.cluster.core.delete_namespaced_pod("p", namespace.name, grace_period_seconds=0)
+    wait_for("nothing is left", lambda: nothing_left(uid))
+
+
+def test_many_pods_leave_nothing(namespace: Namespace) -> None:
+    """Pods that come and go by the dozen leave no mount, no record and no tmpfs."""
+    namespace.apply(claim("data", CLASSES["directory"]))
+    uids = []
+    for _ in range(3):
+        names = [f"p{number}" for number in range(12)]
+        volumes = {"/data": of_claim("data"), "/dev/shm": inline("shm", size="4Mi")}
+        namespace.apply([pod(name, volumes) for name in names])
+        namespace.wait_ready(*names, seconds=120)
+        uids += [namespace.pod(name).metadata.uid for name in names]
+        for name in names:
+            namespace.delete(pod(name, {}))
+        for name in names:
+            namespace.wait_gone(name, seconds=120)
+    for uid in uids:
+        wait_for("nothing is left", lambda uid=uid: nothing_left(uid))
+
+
+def test_a_pod_gets_the_device_that_it_asked_for(cluster: Cluster, namespace: Namespace) -> None:
+    """With a stand-in for a card, a pod that asks opens its device, and one that does not has none."""
+
+    def known() -> bool:
+        return cluster.core.read_node(NODE).status.allocatable.get("kube3fs.io/rdma") == "1"
+
+    wait_for("the node offers a device", known)
+    asks = {"resources": {"limits": {"kube3fs.io/rdma": "1"}}}
+    namespace.apply([pod("asks", {}, container=asks), pod("does-not", {})])
+    namespace.wait_ready("asks", "does-not")
+    read = "head -c 4 /dev/infiniband/uverbs0 | od -An -tx1"
+    assert namespace.exec("asks", "sh", "-c", read).split() == ["00"] * 4
+    with pytest.raises(ExecFailed, match="No such file"):
+        namespace.exec("does-not", "ls", "/dev/infiniband")
