@@ -101,6 +101,7 @@ chart: crds ## Write the chart's README and schema anew from its values.yaml
 
 .PHONY: test-chart
 test-chart: venv ## The chart: generated files, lint, template tests, alert tests
+	.venv/bin/pytest -q charts
 	.venv/bin/python charts/generate.py charts/kube3fs --check
 	PATH=$$($(PYTHON) -m tests.cluster build 2>/dev/null)/bin:$$PATH; helm lint --quiet charts/kube3fs; \
 	helm-unittest -f 'tests/**/*_test.yaml' charts/kube3fs; promtool test rules charts/kube3fs/tests/promtool/*.yaml
