@@ -433,7 +433,8 @@ def restart_api_server(log: Path) -> None:
     folder = (process / "cwd").readlink()
     program = (process / "exe").readlink()
     os.kill(int(process.name), signal.SIGKILL)
-    eventually(lambda: is_program(process, "kube-apiserver"), lambda alive: not alive)
+    # Not before it is a zombie: until then its port may be taken.
+    eventually(lambda: ended(process), bool)
     with log.open("wb") as output:
         RESTARTED.append(
             subprocess.Popen(
@@ -459,6 +460,13 @@ def restart_api_server(log: Path) -> None:
     except AssertionError:
         print(log.read_text()[-3000:])
         raise
+
+
+def ended(process: Path) -> bool:
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def is_program(process: Path, name: str) -> bool:
