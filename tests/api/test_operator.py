@@ -224,10 +224,11 @@ def tidy(namespace: str) -> Iterator[str]:
     yield namespace
     none = '{"metadata":{"finalizers":null}}'
     for kind, where in (("storagecluster", ["-n", namespace]), ("storagevolume", [])):
-        names = kubectl("get", kind, *where, "-o", "name").split()
-        if names:
-            kubectl("patch", *names, *where, "--type=merge", "-p", none)
-            kubectl("delete", *names, *where, "--ignore-not-found")
+        bodies = json.loads(kubectl("get", kind, *where, "-o", "json"))["items"]
+        held = [body["metadata"]["name"] for body in bodies if body["metadata"].get("finalizers")]
+        if held:
+            kubectl("patch", kind, *held, *where, "--type=merge", "-p", none)
+        kubectl("delete", kind, "--all", *where, "--wait=false")
     for name in kubectl(
         "get", "storageclass", "-l", f"kube3fs.io/cluster-namespace={namespace}", "-o", "name"
     ).split():
