@@ -25,7 +25,8 @@ with open("/data/load", "w+b", buffering=0) as file:
         with open("/data/load", "rb") as other:
             other.seek(number % 64 * len(block))
             assert other.read(len(block)) == block, number
-        pathlib.Path("/dev/shm/count").write_text(str(number))
+        pathlib.Path("/dev/shm/new").write_text(str(number))
+        os.replace("/dev/shm/new", "/dev/shm/count")
         if stop.exists():
             break
 print("good")
@@ -65,6 +66,15 @@ def progress(namespace: Namespace) -> int:
     return int(namespace.exec("load", "cat", "/dev/shm/count"))
 
 
+def restarted(cluster: Cluster, container: str) -> int:
+    """How often the container was started again on the node."""
+    pods = cluster.core.list_namespaced_pod(
+        SYSTEM, label_selector="app.kubernetes.io/component=csi-node"
+    ).items
+    (pod,) = [one for one in pods if one.spec.node_name == NODE and not one.metadata.deletion_timestamp]
+    return sum(one.restart_count for one in pod.status.container_statuses if one.name == container)
+
+
 @pytest.mark.parametrize("victim", ["usrbiod", "csi-node"])
 def test_a_killed_process_under_load_costs_no_byte(
     cluster: Cluster, namespace: Namespace, victim: str
@@ -73,7 +83,9 @@ def test_a_killed_process_under_load_costs_no_byte(
     loaded_pod(namespace)
     for _ in range(3):
         before = wait_for("the load runs", lambda: progress(namespace) or None)
+        restarts = restarted(cluster, victim)
         kill(victim)
+        wait_for("it was killed", lambda restarts=restarts: restarted(cluster, victim) > restarts, 90)
         wait_for("the load goes on", lambda before=before: progress(namespace) > before + 5, 90)
         daemonset = ("-n", SYSTEM, "rollout", "status", "daemonset/kube3fs-csi-node", "--timeout=90s")
         subprocess.run(["kubectl", *daemonset], check=True, capture_output=True, timeout=100)
