@@ -82,7 +82,7 @@ requirements: ## Resolve the Python dependencies anew: requirements.txt, and for
 lint-python: venv ## ruff and mypy strict
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/mypy $(PYTHON_PACKAGES:%=%/src) tests
+	.venv/bin/mypy $(PYTHON_PACKAGES:%=%/src) tests --exclude tests/bench/python # that one lives in the wheel's environment
 
 .PHONY: test-python
 test-python: venv ## Unit and property tests of the Python packages
@@ -147,7 +147,7 @@ demo-down: ## End the Kubernetes of make demo
 .PHONY: test-cluster
 test-cluster: go images ## The test Kubernetes itself, then the end-to-end tests on two nodes: 5 minutes once built
 	$(CLUSTER) build
-	.venv/bin/pytest tests/cluster
+	.venv/bin/pytest tests/cluster tests/sanity
 	$(CLUSTER) run --nodes 2 -- .venv/bin/pytest tests/e2e
 
 # ---- the Python package usrbio ----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,14 @@ def restarted(cluster: Cluster, container: str) -> int:
     return sum(one.restart_count for one in pod.status.container_statuses if one.name == container)
 
 
+def _restarted_since(cluster: Cluster, victim: str, restarts: int) -> bool:
+    return restarted(cluster, victim) > restarts
+
+
+def _goes_on(namespace: Namespace, before: int) -> bool:
+    return progress(namespace) > before + 5
+
+
 @pytest.mark.parametrize("victim", ["usrbiod", "csi-node"])
 def test_a_killed_process_under_load_costs_no_byte(
     cluster: Cluster, namespace: Namespace, victim: str
@@ -85,8 +94,8 @@ def test_a_killed_process_under_load_costs_no_byte(
         before = wait_for("the load runs", lambda: progress(namespace) or None)
         restarts = restarted(cluster, victim)
         kill(victim)
-        wait_for("it was killed", lambda restarts=restarts: restarted(cluster, victim) > restarts, 90)
-        wait_for("the load goes on", lambda before=before: progress(namespace) > before + 5, 90)
+        wait_for("it was killed", partial(_restarted_since, cluster, victim, restarts), 90)
+        wait_for("the load goes on", partial(_goes_on, namespace, before), 90)
         daemonset = ("-n", SYSTEM, "rollout", "status", "daemonset/kube3fs-csi-node", "--timeout=90s")
         subprocess.run(["kubectl", *daemonset], check=True, capture_output=True, timeout=100)
     namespace.exec("load", "touch", "/dev/shm/stop")
@@ -131,14 +140,15 @@ def test_many_pods_leave_nothing(namespace: Namespace) -> None:
         for name in names:
             namespace.wait_gone(name, seconds=120)
     for uid in uids:
-        wait_for("nothing is left", lambda uid=uid: nothing_left(uid))
+        wait_for("nothing is left", partial(nothing_left, uid))
 
 
 def test_a_pod_gets_the_device_that_it_asked_for(cluster: Cluster, namespace: Namespace) -> None:
     """With a stand-in for a card, a pod that asks opens its device, and one that does not has none."""
 
     def known() -> bool:
-        return cluster.core.read_node(NODE).status.allocatable.get("kube3fs.io/rdma") == "1"
+        offered: str | None = cluster.core.read_node(NODE).status.allocatable.get("kube3fs.io/rdma")
+        return offered == "1"
 
     wait_for("the node offers a device", known)
     asks = {"resources": {"limits": {"kube3fs.io/rdma": "1"}}}

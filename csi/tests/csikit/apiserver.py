@@ -108,7 +108,8 @@ class ApiServer:
                     await response.write(json.dumps({"type": event, "object": body}).encode() + b"\n")
             seen = self._version
             async with self._changed:
-                await self._changed.wait_for(lambda last=seen: self._version > last)
+                while self._version <= seen:
+                    await self._changed.wait()
 
     async def _create(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -213,6 +214,6 @@ def _step(body: Body, step: Body) -> bool:
         at = at[parent]
     place: Any = int(last) if isinstance(at, list) else last
     if step["op"] == "test":
-        return len(at) > place and at[place] == step["value"]
+        return bool(len(at) > place and at[place] == step["value"])
     del at[place]
     return True
