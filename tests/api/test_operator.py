@@ -3,12 +3,14 @@
 The node plugin is played by the test, which writes StorageNode status as the plugin does.
 """
 
+import contextlib
 import datetime
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -78,7 +80,19 @@ def operators(tmp_path: Path) -> Iterator[Any]:
 def node() -> Iterator[str]:
     """A Kubernetes node whose plugin has come up."""
     with_ready_node(NODE)
+    over = threading.Event()
+
+    def beat() -> None:
+        """Renew the kubelet's lease: without that the node controller takes the node for lost."""
+        while not over.wait(10):
+            with contextlib.suppress(Refused):
+                renew_lease(NODE)
+
+    heart = threading.Thread(target=beat)
+    heart.start()
     yield NODE
+    over.set()
+    heart.join()
     forget_node(NODE)
 
 
@@ -92,8 +106,8 @@ def with_ready_node(name: str) -> None:
     report(name)
 
 
-def heartbeat(name: str) -> None:
-    """Say that the kubelet is well, as the kubelet does: a lease, and the condition Ready."""
+def renew_lease(name: str) -> str:
+    """What the kubelet does every 10 seconds. Returns the time."""
     moment = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     apply(
         {
@@ -103,12 +117,17 @@ def heartbeat(name: str) -> None:
             "spec": {"holderIdentity": name, "leaseDurationSeconds": 3600, "renewTime": moment},
         }
     )
+    return moment
+
+
+def heartbeat(name: str) -> None:
+    """Say that the kubelet is well, as the kubelet does: a lease, and the condition Ready."""
     ready = {
         "type": "Ready",
         "status": "True",
         "reason": "KubeletReady",
         "message": "",
-        "lastHeartbeatTime": moment[:19] + "Z",
+        "lastHeartbeatTime": renew_lease(name)[:19] + "Z",
     }
     set_status("node", name, {"conditions": [ready]})
 
@@ -398,7 +417,11 @@ def test_health_and_metrics_are_served(operators: Any) -> None:
         assert f"kube3fs_operator_{name}" in text
 
 
-def restart_api_server() -> None:
+RESTARTED: list[subprocess.Popen[bytes]] = []
+"""API servers of ours, which live as long as the cluster."""
+
+
+def restart_api_server(log: Path) -> None:
     """Kill it and start it again as it was. It forgets its watch cache: watches that resume have expired."""
     found = [p for p in Path("/proc").glob("[0-9]*") if is_program(p, "kube-apiserver")]
     assert len(found) == 1, "this test runs inside the cluster's namespaces"
@@ -411,15 +434,19 @@ def restart_api_server() -> None:
     program = (process / "exe").readlink()
     os.kill(int(process.name), signal.SIGKILL)
     eventually(lambda: is_program(process, "kube-apiserver"), lambda alive: not alive)
-    subprocess.Popen(
-        argv,
-        executable=program,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    with log.open("wb") as output:
+        RESTARTED.append(
+            subprocess.Popen(
+                argv,
+                executable=program,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        )
 
     def answers() -> bool:
         try:
@@ -427,7 +454,11 @@ def restart_api_server() -> None:
         except Refused:
             return False
 
-    eventually(answers, bool, 90)
+    try:
+        eventually(answers, bool, 90)
+    except AssertionError:
+        print(log.read_text()[-3000:])
+        raise
 
 
 def is_program(process: Path, name: str) -> bool:
@@ -437,13 +468,15 @@ def is_program(process: Path, name: str) -> bool:
         return False
 
 
-def test_the_operator_outlives_a_restart_of_the_api_server(tidy: str, node: str, operators: Any) -> None:
+def test_the_operator_outlives_a_restart_of_the_api_server(
+    tidy: str, node: str, operators: Any, tmp_path: Path
+) -> None:
     """The same process goes on: it keeps its lease and sees what happens afterwards."""
     running = operators()
     apply(cluster(tidy))
     report(node, f"{tidy}/demo")
     becomes(tidy, "Ready", "True")
-    restart_api_server()
+    restart_api_server(tmp_path / "kube-apiserver.log")
     heartbeat(node)
     apply(cluster(tidy, "second"))
     report(node, f"{tidy}/demo", f"{tidy}/second")
