@@ -8,7 +8,7 @@
 ARG DEBIAN=docker.io/library/debian:trixie-slim
 ARG RUST=docker.io/library/rust:1.95-slim-trixie
 
-# ---- Rust: the daemon, and the library for every glibc since 2.28 ------------------------------------------------
+# ---- Rust: daemon, library and Python package, for every glibc since 2.28 -----------------------------------------------
 
 FROM ${RUST} AS native-build
 RUN apt-get update \
@@ -28,15 +28,11 @@ RUN --mount=type=secret,id=cargo.toml,target=/usr/local/cargo/config.toml \
     --mount=type=cache,id=kube3fs-registry,target=/usr/local/cargo/registry \
     --mount=type=cache,id=kube3fs-target,target=/src/client-native/target \
     find . -path ./target -prune -o -name '*.rs' -exec touch {} + \
- && cargo build --release --locked -p usrbiod \
- && PATH=/opt/zig/bin:$PATH usrbio-capi/build-release.sh /out/opt/usrbio \
- && mkdir -p target/usrbio.data/scripts \
- && PATH=/opt/zig/bin:$PATH maturin build --quiet --release --zig --target "$(rustc -vV | sed -n 's/^host: //p')" \
-      --compatibility manylinux_2_28 --manifest-path usrbio-py/Cargo.toml --interpreter python3 --features abi3 \
-      --out /tmp/wheels \
- && python3 -m zipfile -e /tmp/wheels/usrbio-*.whl /out/opt/usrbio/python \
- && install -D target/release/usrbiod /out/usr/local/bin/usrbiod \
- && strip /out/usr/local/bin/usrbiod
+ && export PATH=/opt/zig/bin:$PATH \
+ && usrbio-capi/build-release.sh /out/opt/usrbio \
+ && usrbio-py/build-wheels.sh /out/opt/usrbio/wheels \
+ && pip install --quiet --no-deps --no-index --target /out/opt/usrbio/python /out/opt/usrbio/wheels/*abi3*.whl \
+ && install -D target/usrbio.data/scripts/usrbiod /out/usr/local/bin/usrbiod
 
 # ---- Python: one virtual environment a service, without pip ------------------------------------------------------
 
@@ -119,11 +115,12 @@ LABEL org.opencontainers.image.title="kube3fs node daemon" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
-# What a training pod gets as /opt/usrbio: library, headers and, below python, the Python package for PYTHONPATH. As an
-# image of its own it is the smallest training pod.
+# What a training pod gets as /opt/usrbio: lib/, include/, wheels/ and the Python package in python/, for any Python from
+# 3.11 on. As an image of its own it is the smallest training pod.
 FROM python AS client
 COPY --from=native-build /out/opt/usrbio /opt/usrbio
-ENV PYTHONPATH=/opt/usrbio/python
+ENV PATH=/opt/usrbio/python/bin:$PATH \
+    PYTHONPATH=/opt/usrbio/python
 USER 65532:65532
 CMD ["python3"]
 ARG VERSION=dev REVISION=unknown

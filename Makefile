@@ -101,6 +101,7 @@ chart: crds ## Write the chart's README and schema anew from its values.yaml
 
 .PHONY: test-chart
 test-chart: venv ## The chart: generated files, lint, template tests, alert tests
+	.venv/bin/pytest -q charts
 	.venv/bin/python charts/generate.py charts/kube3fs --check
 	PATH=$$($(PYTHON) -m tests.cluster build 2>/dev/null)/bin:$$PATH; helm lint --quiet charts/kube3fs; \
 	helm-unittest -f 'tests/**/*_test.yaml' charts/kube3fs; promtool test rules charts/kube3fs/tests/promtool/*.yaml
@@ -134,6 +135,21 @@ cluster-up: go images ## Bring a Kubernetes up, with the images: 15 s; the first
 cluster-down: ## End the Kubernetes of cluster-up
 	$(CLUSTER) down
 
+.PHONY: demo
+demo: demo-down go images ## Install, claim, train, compare and kill, on a Kubernetes of its own; 90 seconds once built
+	$(CLUSTER) up --name demo >/dev/null
+	$(CLUSTER) shell --name demo -- tests/demo.sh
+
+.PHONY: demo-down
+demo-down: ## End the Kubernetes of make demo
+	@$(CLUSTER) down --name demo 2>/dev/null || true
+
+.PHONY: test-cluster
+test-cluster: go images ## The test Kubernetes itself, then the end-to-end tests on two nodes: 5 minutes once built
+	$(CLUSTER) build
+	.venv/bin/pytest tests/cluster
+	$(CLUSTER) run --nodes 2 -- .venv/bin/pytest tests/e2e
+
 # ---- the Python package usrbio ----------------------------------------------------------------------------------
 
 USRBIO_PY := $(NATIVE)/usrbio-py
@@ -156,21 +172,6 @@ bench-python: wheels build ## Benchmark the Python package beside the C client a
 	$(TOOLS)/usrbio-bench/bin/pip install -q --disable-pip-version-check --require-hashes -r $(USRBIO_PY)/test-requirements.txt
 	$(TOOLS)/usrbio-bench/bin/pip install -q --disable-pip-version-check --no-index --find-links dist usrbio
 	$(TOOLS)/usrbio-bench/bin/python tests/bench/python $(ARGS)
-
-.PHONY: demo
-demo: demo-down go images ## Install, claim, train, compare and kill, on a Kubernetes of its own; 90 seconds once built
-	$(CLUSTER) up --name demo >/dev/null
-	$(CLUSTER) shell --name demo -- tests/demo.sh
-
-.PHONY: demo-down
-demo-down: ## End the Kubernetes of make demo
-	@$(CLUSTER) down --name demo 2>/dev/null || true
-
-.PHONY: test-cluster
-test-cluster: go images ## The test Kubernetes itself, then the end-to-end tests on two nodes: 5 minutes once built
-	$(CLUSTER) build
-	.venv/bin/pytest tests/cluster
-	$(CLUSTER) run --nodes 2 -- .venv/bin/pytest tests/e2e
 
 .PHONY: clean
 clean: ## Remove everything that was built

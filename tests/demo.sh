@@ -18,7 +18,7 @@ step() {
         exit 1
     fi
     names+=("$name") times+=($((${EPOCHREALTIME/./} - began)))
-    printf '  %-46s %6s s\n' "$name" "$((times[-1] / 1000000)).$((times[-1] / 100000 % 10))"
+    printf '  %-50s %6s s\n' "$name" "$((times[-1] / 1000000)).$((times[-1] / 100000 % 10))"
 }
 
 in_pod() { kubectl exec --quiet -n training trainer -- python3 "$@"; }
@@ -56,12 +56,12 @@ in_pod /opt/demo/compare.py /data /plain-fuse
 say 'kill -9 of the node daemon while the pod reads'
 exec 3< <(in_pod /opt/demo/steady.py /data 6)
 read -r -u 3 line
-kubectl exec --quiet -n $system daemonset/kube3fs-csi-node -c csi-node -- python3 -c '
-import psutil
-for process in psutil.process_iter(["name"]):
-    if process.info["name"] == "usrbiod":
-        print(f"killed usrbiod, pid {process.pid}")
-        process.kill()'
+kubectl exec --quiet -n $system daemonset/kube3fs-csi-node -c csi-node -- sh -c '
+for process in /proc/[0-9]*; do
+    if [ "$(cat $process/comm 2>/dev/null)" = usrbiod ]; then
+        kill -9 ${process#/proc/} && echo "killed usrbiod, pid ${process#/proc/}"
+    fi
+done'
 cat <&3
 kubectl get pods -n $system -l app.kubernetes.io/component=csi-node
 kubectl get pods -n training

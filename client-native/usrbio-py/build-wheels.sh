@@ -22,8 +22,8 @@ wheel() {
     maturin build --quiet --release --zig --target "$triple" --compatibility manylinux_2_28 --manifest-path usrbio-py/Cargo.toml \
         --out "$dist" "$@"
 }
-# Built against the limited API: it serves later Pythons too.
-wheel --interpreter "$("$here/find-python.sh" 3.11)" --features abi3
+# Built against the limited API of 3.11, by that or any later Python: it serves all of them.
+wheel --interpreter "$("$here/find-python.sh" 3.11 || command -v python3)" --features abi3
 if python=$("$here/find-python.sh" 3.10); then
     wheel --interpreter "$python"
 else

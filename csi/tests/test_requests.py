@@ -21,6 +21,7 @@ LIMITS = Limits(Path("/var/lib/kubelet"), 8 * GIB, Path("/client"))
 TARGET = "/var/lib/kubelet/pods/uid/volumes/kubernetes.io~csi/data/mount"
 INLINE = {"csi.storage.k8s.io/ephemeral": "true", "csi.storage.k8s.io/pod.uid": "uid"}
 SHM = {**INLINE, "csi.kube3fs.io/kind": "shm", "csi.kube3fs.io/size": "1Gi"}
+SCRATCH = {**SHM, "csi.kube3fs.io/kind": "scratch", "csi.kube3fs.io/cluster": "storage/fast"}
 PERSISTENT = {"csi.kube3fs.io/cluster": "storage/fast"}
 
 Mode = csi_pb2.VolumeCapability.AccessMode
@@ -53,6 +54,13 @@ def test_a_good_request_is_understood() -> None:
     assert (want.kind, want.size, want.huge, want.pod.key, want.pod.name) == (
         "shm", GIB, "within_size", "uid", "p",
     )  # fmt: skip
+
+
+def test_passthrough_can_be_switched_off() -> None:
+    """A scratch volume may ask for plain FUSE; without a word it has passthrough."""
+    plain = publish(volume_context={**SCRATCH, "csi.kube3fs.io/passthrough": "false"})
+    assert not publish_request.parse(plain, LIMITS).passthrough
+    assert publish_request.parse(publish(volume_context=SCRATCH), LIMITS).passthrough
 
 
 @pytest.mark.parametrize(
@@ -107,6 +115,11 @@ def test_a_good_request_is_understood() -> None:
             {"volume_context": {**SHM, "csi.kube3fs.io/size": "-1Gi"}}, "more than 0", id="negative"
         ),
         pytest.param({"volume_context": {**SHM, "csi.kube3fs.io/huge": "yes"}}, "within_size", id="odd huge"),
+        pytest.param(
+            {"volume_context": {**SCRATCH, "csi.kube3fs.io/passthrough": "no"}},
+            'set it to "false"',
+            id="odd passthrough",
+        ),
         pytest.param(
             {"volume_context": {**SHM, "csi.storage.k8s.io/pod.uid": "../x"}}, "no uid", id="uid that climbs"
         ),

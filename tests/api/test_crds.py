@@ -82,7 +82,7 @@ BAD = {
         "engine",
         "set exactly one engine block",
     ),
-    "no-engine": (without(cluster(), "spec", "engine"), "spec.engine", "missing required field"),
+    "no-engine": (without(cluster(), "spec", "engine"), "engine", "missing required field"),
     "no-spec": (without(cluster(), "spec"), "spec", "missing required field"),
     "unknown-engine": (
         {**cluster(), "spec": {"engine": {"threefs": {}}}},

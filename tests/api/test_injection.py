@@ -142,7 +142,7 @@ def test_rdma_devices_on_request(namespace: str) -> None:
 @pytest.mark.parametrize("value", [None, "false"], ids=["absent", "false"])
 def test_no_rdma_device_unless_asked(namespace: str, value: str | None) -> None:
     """No device resource appears by itself: a node without RDMA can run the pod."""
-    made, _ = create(pod(namespace, **({"kube3fs_rdma": value} if value else {})))
+    made, _ = create(pod(namespace, kube3fs_rdma=value) if value else pod(namespace))
     assert made["spec"]["containers"][0].get("resources", {}) == {}
 
 

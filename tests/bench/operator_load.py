@@ -35,25 +35,28 @@ def time_to_ready() -> None:
     """Ten clusters, one after the other; the plugin answers at once."""
     times = []
     for number in range(10):
-        name = f"ready-{number}"
-        body = cluster(NAMESPACE, name)
         began = time.perf_counter()
-        apply(body)
-        served = [f"{NAMESPACE}/ready-{n}" for n in range(number + 1)]
-        eventually(lambda n=name: n in json.dumps(get("storagenode", NODE)), bool)
-        report(NODE, *served)
-        eventually(
-            lambda n=name: condition(get("storagecluster", n, NAMESPACE), "Ready").get("status"),
-            "True".__eq__,
-        )
+        bring_up(f"ready-{number}", [f"{NAMESPACE}/ready-{n}" for n in range(number + 1)])
         times.append(time.perf_counter() - began)
     print(f"apply to Ready, kubectl included   median {milliseconds(statistics.median(times))}", end="")
     print(f"   longest {milliseconds(max(times))}")
 
 
+def bring_up(name: str, served: list[str]) -> None:
+    """One cluster, until it is Ready. The plugin reports what it serves as soon as it is told."""
+    apply(cluster(NAMESPACE, name))
+    eventually(lambda: name in json.dumps(get("storagenode", NODE)), bool)
+    report(NODE, *served)
+    eventually(
+        lambda: condition(get("storagecluster", name, NAMESPACE), "Ready"),
+        lambda c: c.get("status") == "True",
+    )
+
+
 def injection() -> None:
     """Dry-run creations with and without the label, in turns, over one connection each."""
-    with_label, without = [], []
+    with_label: list[float] = []
+    without: list[float] = []
     labelled, plain = pod(NAMESPACE, kube3fs_shm_size="64Mi"), pod(NAMESPACE, label=None)
     for _ in range(150):
         for body, times in ((labelled, with_label), (plain, without)):
@@ -97,9 +100,7 @@ def load(operator: Operator, without_operator: float) -> None:
         return sum(condition(item, "Ready").get("status") == "True" for item in settled)
 
     eventually(ready, CLUSTERS.__eq__, 180)
-    print(
-        f"{CLUSTERS} clusters, {VOLUMES} volumes: all ready   {time.perf_counter() - began:.0f} s, kubectl included"
-    )
+    print(f"{CLUSTERS} clusters, {VOLUMES} volumes, all ready   {time.perf_counter() - began:.0f} s")
     quiet = a_quiet_minute()
     status = Path(f"/proc/{operator.process.pid}/status").read_text()
     resident = int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1024

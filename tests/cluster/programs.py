@@ -36,7 +36,11 @@ class Build:
 _CONTAINERD = "github.com/containerd/containerd/v2"
 _CNI = "github.com/containernetworking/plugins/plugins"
 _RUNC = "github.com/opencontainers/runc"
+_HELM = "helm.sh/helm/v4"
 _CSI = "github.com/kubernetes-csi"
+_PROVISIONER = f"{_CSI}/external-provisioner/v6"
+_RESIZER = f"{_CSI}/external-resizer/v2"
+_SNAPSHOTTER = f"{_CSI}/external-snapshotter/v8"
 _K8S_VERSIONS = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
 
 BUILDS = (
@@ -66,17 +70,26 @@ BUILDS = (
     Build(
         "tools",
         (
-            "helm.sh/helm/v4/cmd/helm",
             "github.com/helm-unittest/helm-unittest/cmd/helm-unittest",
             f"{_CSI}/csi-test/v5/cmd/csi-sanity",
-            f"{_CSI}/external-resizer/v2/cmd/csi-resizer",
-            f"{_CSI}/external-snapshotter/v8/cmd/csi-snapshotter",
-            f"{_CSI}/external-snapshotter/v8/cmd/snapshot-controller",
         ),
         "bin",
     ),
+    Build("tools", (f"{_HELM}/cmd/helm",), "bin", versions=((f"{_HELM}/internal/version.version", _HELM),)),
+    Build("tools", (f"{_RESIZER}/cmd/csi-resizer",), "bin", versions=(("main.version", _RESIZER),)),
+    Build(
+        "tools",
+        (f"{_SNAPSHOTTER}/cmd/csi-snapshotter", f"{_SNAPSHOTTER}/cmd/snapshot-controller"),
+        "bin",
+        versions=(("main.version", _SNAPSHOTTER),),
+    ),
     # Does not compile with the client-go of the others.
-    Build("provisioner", (f"{_CSI}/external-provisioner/v6/cmd/csi-provisioner",), "bin"),
+    Build(
+        "provisioner",
+        (f"{_PROVISIONER}/cmd/csi-provisioner",),
+        "bin",
+        versions=(("main.version", _PROVISIONER),),
+    ),
 )
 
 
@@ -96,10 +109,10 @@ PAUSE = "localhost/pause:1"
 
 SIDECAR_REGISTRY = "registry.k8s.io/sig-storage"
 SIDECARS = (
-    Sidecar("csi-provisioner", "provisioner", f"{_CSI}/external-provisioner/v6"),
-    Sidecar("csi-resizer", "tools", f"{_CSI}/external-resizer/v2"),
-    Sidecar("csi-snapshotter", "tools", f"{_CSI}/external-snapshotter/v8"),
-    Sidecar("snapshot-controller", "tools", f"{_CSI}/external-snapshotter/v8"),
+    Sidecar("csi-provisioner", "provisioner", _PROVISIONER),
+    Sidecar("csi-resizer", "tools", _RESIZER),
+    Sidecar("csi-snapshotter", "tools", _SNAPSHOTTER),
+    Sidecar("snapshot-controller", "tools", _SNAPSHOTTER),
 )
 
 # Manifests and .proto files of pinned modules: folder of modules/, Go module, pattern in it, where to.
@@ -112,7 +125,7 @@ FILES = (
     ),
     (
         "tools",
-        f"{_CSI}/external-snapshotter/v8",
+        _SNAPSHOTTER,
         "deploy/kubernetes/snapshot-controller/*snapshot-controller.yaml",
         "manifests/snapshot-controller",
     ),

@@ -1,6 +1,7 @@
 """Fixtures of every end-to-end test: the cluster, a namespace of its own, a report on failure."""
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Generator, Iterator
@@ -11,7 +12,7 @@ import pytest
 import yaml
 from kubernetes import client, config
 
-from tests.api.kube import kubectl
+from tests.api.kube import eventually, kubectl
 from tests.e2e.kube import Cluster, Namespace, wait_for
 from tests.e2e.release import CHART, release
 from tests.e2e.report import report
@@ -53,13 +54,15 @@ def snapshots() -> None:
     """The snapshot CRDs and their controller, as the cluster's administrator installs them."""
     manifests = Path(shutil.which("helm") or "").parents[1] / "manifests"
     kubectl("apply", "--server-side", "-f", str(manifests / "snapshot-crds"))
-    kubectl("apply", "-f", str(manifests / "snapshot-controller"))
     # The manifests name the release before; the sidecar's tag is that of the controller at hand.
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     tag = values["csi"]["controller"]["sidecars"]["snapshotter"]["tag"]
-    image = f"snapshot-controller=registry.k8s.io/sig-storage/snapshot-controller:{tag}"
-    kubectl("set", "image", "-n", "kube-system", "deployment/snapshot-controller", image)
-    kubectl("rollout", "status", "-n", "kube-system", "deployment/snapshot-controller", "--timeout=55s")
+    for path in sorted((manifests / "snapshot-controller").iterdir()):
+        text = re.sub(r"(/snapshot-controller:).*", rf"\g<1>{tag}", path.read_text())
+        kubectl("apply", "-f", "-", stdin=text)
+    pods = ("pod", "-n", "kube-system", "-l", "app.kubernetes.io/name=snapshot-controller")
+    eventually(lambda: kubectl("get", *pods, "-o", "name"), bool)
+    kubectl("wait", *pods, "--for=condition=Ready", "--timeout=55s")
 
 
 @contextmanager

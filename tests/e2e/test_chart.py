@@ -85,7 +85,7 @@ def test_an_upgrade_keeps_everything_running(restricted: str) -> None:
     kubectl("wait", "-n", restricted, "--for=condition=Ready", "pod/reader", "--timeout=55s")
     before = pods("operator")
     helm("upgrade", "kube3fs", str(CHART), "--set", "operator.logLevel=DEBUG", "--wait", "--timeout=4m")
-    assert not set(before) & set(pods("operator"))
+    eventually(lambda: sorted(set(before) & set(pods("operator"))), lambda left: not left, 60)
     assert condition(get("storagecluster", "demo", "default"), "Ready")["status"] == "True"
     kubectl("exec", "-n", restricted, "reader", "--", "touch", "/data/stop")
     finished(restricted, "reader")

@@ -173,7 +173,7 @@ def test_spread_pods_run_on_both_nodes(namespace: Namespace) -> None:
     "program", ["csi-provisioner", "csi-resizer", "csi-snapshotter", "snapshot-controller"]
 )
 def test_sidecar_image_runs(namespace: Namespace, cluster: Cluster, program: str) -> None:
-    """The official sidecars are loaded under their official names, and start."""
+    """The official sidecars are loaded under their official names and versions, and start."""
     names = {
         name
         for node in cluster.core.list_node().items
@@ -183,7 +183,7 @@ def test_sidecar_image_runs(namespace: Namespace, cluster: Cluster, program: str
     [image] = {name for name in names if name.startswith(f"registry.k8s.io/sig-storage/{program}:")}
     pod = restricted_pod("sidecar", f"/{program}", "--version", image=image)
     namespace.apply(pod)
-    assert namespace.wait_done("sidecar").strip()
+    assert image.rpartition(":")[2] in namespace.wait_done("sidecar")
 
 
 def test_missing_image_is_reported(namespace: Namespace) -> None:

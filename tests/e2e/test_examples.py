@@ -65,7 +65,8 @@ def test_stateful_set(restricted: str) -> None:
     apply(restricted, "statefulset.yaml")
 
     def ready() -> int:
-        return (get("statefulset", "readers", restricted) or {}).get("status", {}).get("readyReplicas", 0)
+        seen = get("statefulset", "readers", restricted) or {}
+        return int(seen.get("status", {}).get("readyReplicas", 0))
 
     eventually(ready, lambda count: count == 2, 120)
     claims = json.loads(kubectl("get", "pvc", "-n", restricted, "-o", "json"))["items"]

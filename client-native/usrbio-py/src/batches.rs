@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use usrbio::{Cqe, Deadline, Error, PrepError, Request, RingCore};
+use usrbio::{Buffer, Cqe, Deadline, Error, PrepError, Request, RingCore};
 
 /// The result of a request that is not complete; no errno is that large.
 const PENDING: i64 = i64::MIN;
@@ -19,13 +19,12 @@ const SHOWN: usize = 32;
 /// Completions taken at a time.
 const REAP: usize = 128;
 
-/// Requests that were submitted together. It keeps their memory and files until the last one is complete.
+/// Requests that were submitted together.
 #[derive(Debug)]
 pub struct Batch {
     /// Their user data: numbers that follow each other, from the first one's.
     requests: Vec<Request>,
-    memory: Arc<Memory>,
-    _files: Vec<Arc<Registered>>,
+    buffer: Buffer,
     results: Box<[AtomicI64]>,
     left: AtomicUsize,
     /// So many requests, from the first on, are on the ring. Changed by who holds the queue's lock.
@@ -59,10 +58,18 @@ impl Batch {
     }
 }
 
+/// A batch in flight, and what must stay until its last request is complete.
+#[derive(Debug)]
+struct InFlight {
+    batch: Arc<Batch>,
+    _memory: Arc<Memory>,
+    _files: Vec<Arc<Registered>>,
+}
+
 #[derive(Debug, Default)]
 struct Queue {
-    /// Batches with requests in flight, by the user data of their first request.
-    batches: BTreeMap<u64, Arc<Batch>>,
+    /// By the user data of their first request.
+    batches: BTreeMap<u64, InFlight>,
     /// Of those, the ones with requests that did not fit on the ring yet.
     backlog: VecDeque<Arc<Batch>>,
 }
@@ -116,13 +123,8 @@ impl Batches {
         self.completed.load(Ordering::Acquire)
     }
 
-    /// A batch of `requests`, which all fit into `memory`, on `files`. Their user data is set here.
-    pub fn batch(
-        &self,
-        mut requests: Vec<Request>,
-        memory: Arc<Memory>,
-        files: Vec<Arc<Registered>>,
-    ) -> Arc<Batch> {
+    /// A batch of `requests`, which all fit into `buffer`. Their user data is set here.
+    pub fn batch(&self, mut requests: Vec<Request>, buffer: Buffer) -> Arc<Batch> {
         let count = requests.len();
         let first = self.next_userdata.fetch_add(count as u64, Ordering::Relaxed);
         for (userdata, request) in (first..).zip(&mut requests) {
@@ -130,7 +132,7 @@ impl Batches {
         }
         let results = (0..count).map(|_| AtomicI64::new(PENDING)).collect();
         let (left, queued) = (AtomicUsize::new(count), AtomicUsize::new(0));
-        Arc::new(Batch { requests, memory, _files: files, results, left, queued })
+        Arc::new(Batch { requests, buffer, results, left, queued })
     }
 
     /// In a forked child another thread of the parent may have held a lock: nothing is locked before this.
@@ -146,14 +148,21 @@ impl Batches {
         served
     }
 
-    /// Puts a batch on the ring. What does not fit follows, in order, when completions make room.
-    pub fn submit(&self, batch: &Arc<Batch>) -> Result<(), Error> {
+    /// Puts a batch on the ring. What does not fit follows, in order, when completions make room. Its memory and files are
+    /// kept until it is complete.
+    pub fn submit(
+        &self,
+        batch: &Arc<Batch>,
+        memory: Arc<Memory>,
+        files: Vec<Arc<Registered>>,
+    ) -> Result<(), Error> {
         self.check()?;
         if batch.is_done() {
             return Ok(()); // it has no requests
         }
         let mut queue = lock(&self.queue);
-        queue.batches.insert(batch.first(), batch.clone());
+        let in_flight = InFlight { batch: batch.clone(), _memory: memory, _files: files };
+        queue.batches.insert(batch.first(), in_flight);
         queue.backlog.push_back(batch.clone());
         self.fill(&mut queue)
     }
@@ -165,7 +174,7 @@ impl Batches {
         while let Some(batch) = queue.backlog.front() {
             let from = batch.queued.load(Ordering::Relaxed);
             let until = batch.requests.len().min(from + SHOWN);
-            let prepared = self.core.prep_batch(batch.memory.buffer(), &batch.requests[from..until]);
+            let prepared = self.core.prep_batch(batch.buffer, &batch.requests[from..until]);
             news |= prepared.queued > 0;
             batch.queued.store(from + prepared.queued, Ordering::Relaxed);
             stopped = prepared.stopped;
@@ -259,8 +268,8 @@ impl Batches {
 impl Queue {
     /// Hands a completion to its batch, which is answered if it was the last one. One that nobody asked for belongs to a
     /// daemon gone wrong; the ring itself has checked the slot, and there is nobody to tell.
-    fn complete(&mut self, cqe: &Cqe) -> Option<Arc<Batch>> {
-        let (first, batch) = self.batches.range(..=cqe.userdata).next_back()?;
+    fn complete(&mut self, cqe: &Cqe) -> Option<InFlight> {
+        let (first, InFlight { batch, .. }) = self.batches.range(..=cqe.userdata).next_back()?;
         let first = *first;
         (batch.complete(cqe.userdata - first, cqe.result) && batch.is_done())
             .then(|| self.batches.remove(&first))

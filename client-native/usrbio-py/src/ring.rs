@@ -12,7 +12,7 @@ use pyo3::types::{PyBytes, PyType};
 use rustix::io::Errno;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use usrbio::{FileId, Mount, Request, RingCore, RingOptions};
 
@@ -35,7 +35,8 @@ pub struct PyRing {
 /// Requests that were submitted together.
 #[pyclass(name = "Batch", module = "usrbio._usrbio", frozen)]
 pub struct PyBatch {
-    batches: Arc<Batches>,
+    /// Weak: a closed ring goes, whoever still has its batches. Python's Batch keeps the ring that is not closed.
+    batches: Weak<Batches>,
     batch: Arc<Batch>,
 }
 
@@ -92,9 +93,9 @@ impl PyRing {
     ) -> PyResult<Results<'py>> {
         let batches = self.batches()?;
         let job = self.job(file, offsets, lengths, iov, iov_offsets)?;
-        let batch = batches.batch(job.requests, job.memory, job.files);
+        let batch = batches.batch(job.requests, job.memory.buffer());
         let done = py.detach(|| {
-            batches.submit(&batch)?;
+            batches.submit(&batch, job.memory, job.files)?;
             batches.wait(|| batch.is_done(), SLICE)
         });
         if !done.map_err(raise)? {
@@ -115,9 +116,9 @@ impl PyRing {
     ) -> PyResult<PyBatch> {
         let batches = self.batches()?;
         let job = self.job(file, offsets, lengths, iov, iov_offsets)?;
-        let batch = batches.batch(job.requests, job.memory, job.files);
-        py.detach(|| batches.submit(&batch)).map_err(raise)?;
-        Ok(PyBatch { batches, batch })
+        let batch = batches.batch(job.requests, job.memory.buffer());
+        py.detach(|| batches.submit(&batch, job.memory, job.files)).map_err(raise)?;
+        Ok(PyBatch { batches: Arc::downgrade(&batches), batch })
     }
 
     /// Does what `run` does, but for the ring: for the benchmark of what a call costs by itself.
@@ -132,7 +133,7 @@ impl PyRing {
     ) -> PyResult<Results<'py>> {
         let batches = self.batches()?;
         let job = self.job(file, offsets, lengths, iov, iov_offsets)?;
-        let batch = batches.batch(job.requests, job.memory, job.files);
+        let batch = batches.batch(job.requests, job.memory.buffer());
         py.detach(|| batch.results().iter().for_each(|place| place.store(0, Ordering::Relaxed)));
         results(py, &batch)
     }
@@ -250,7 +251,8 @@ impl PyBatch {
     /// Is it complete? Takes completions that are there.
     fn done(&self, py: Python<'_>) -> PyResult<bool> {
         if !self.batch.is_done() {
-            py.detach(|| self.batches.poll()).map_err(raise)?;
+            let batches = self.batches()?;
+            py.detach(|| batches.poll()).map_err(raise)?;
         }
         Ok(self.batch.is_done())
     }
@@ -264,11 +266,18 @@ impl PyBatch {
                 ))
             })
         });
-        if wait(py, &self.batches, || self.batch.is_done(), timeout.transpose()?)? {
+        let timeout = timeout.transpose()?;
+        if self.batch.is_done() || wait(py, &*self.batches()?, || self.batch.is_done(), timeout)? {
             results(py, &self.batch).map(Some)
         } else {
             Ok(None)
         }
+    }
+}
+
+impl PyBatch {
+    fn batches(&self) -> PyResult<Arc<Batches>> {
+        self.batches.upgrade().ok_or_else(|| closed("ring"))
     }
 }
 

@@ -44,7 +44,7 @@ fn fio_verifies_what_it_wrote_with_every_kind_of_io() {
                         "--verify=crc32c",
                         "--verify_fatal=1",
                     ])
-                    .args(["--bsrange=4k-64k", "--do_verify=1", "--thread"])
+                    .args(["--bsrange=4k-64k", "--do_verify=1", "--verify_state_save=0", "--thread"])
                     .arg(format!("--ioengine={engine}"))
                     .arg(format!("--direct={direct}"))
                     .arg(format!(

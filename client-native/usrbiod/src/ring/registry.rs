@@ -345,7 +345,9 @@ impl SessionRings {
     /// published last. What has no fd, or does not fit its fd, is dropped; the number of those.
     pub fn resume(&self, mut fds: HashMap<String, OwnedFd>) -> usize {
         let mut objects = lock(&self.objects);
-        let records: Vec<_> = self.core.state.objects.iter().collect();
+        let mut records: Vec<_> = self.core.state.objects.iter().collect();
+        // Rings last: one is served from the moment that it is entered, and its requests name Iovs.
+        records.sort_by_key(|(_, record)| record.tag == TAG_RING);
         let mut dropped = 0;
         for (number, record) in records {
             let name = text(&record.name, record.name_len);
