@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ MIB = 1 << 20
 MOUNTED = 100
 IDLE_SECONDS = 10.0
 CAPABILITY = csi_pb2.VolumeCapability(
-    mount=csi_pb2.VolumeCapability.MountVolume(), access_mode=csi_pb2.VolumeCapability.AccessMode(mode=1)
+    mount=csi_pb2.VolumeCapability.MountVolume(),
+    access_mode=csi_pb2.VolumeCapability.AccessMode(mode="SINGLE_NODE_WRITER"),
 )
 
 
@@ -100,7 +102,7 @@ async def bench(driver: Driver, count: int) -> None:
     await calls.create("bench")
     idle = driver.rss("node")
     print(f"{'':<52} {'p50 ms':>8} {'p99 ms':>8}   target")
-    created = [await timed(lambda number=number: calls.create(f"volume-{number}")) for number in range(50)]
+    created = [await timed(partial(calls.create, f"volume-{number}")) for number in range(50)]
     row("CreateVolume, called to answered", created)
     row("NodePublish+Unpublish, nothing else mounted", await rounds(calls, count, 0), "p50 10, p99 50")
     for number in range(MOUNTED):
