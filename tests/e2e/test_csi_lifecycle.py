@@ -67,6 +67,14 @@ def progress(namespace: Namespace) -> int:
     return int(namespace.exec("load", "cat", "/dev/shm/count"))
 
 
+def has_gone_on(namespace: Namespace, before: int) -> bool:
+    return progress(namespace) > before + 5
+
+
+def is_restarted(cluster: Cluster, container: str, before: int) -> bool:
+    return restarted(cluster, container) > before
+
+
 def restarted(cluster: Cluster, container: str) -> int:
     """How often the container was started again on the node."""
     pods = cluster.core.list_namespaced_pod(
@@ -74,14 +82,6 @@ def restarted(cluster: Cluster, container: str) -> int:
     ).items
     (pod,) = [one for one in pods if one.spec.node_name == NODE and not one.metadata.deletion_timestamp]
     return sum(one.restart_count for one in pod.status.container_statuses if one.name == container)
-
-
-def _restarted_since(cluster: Cluster, victim: str, restarts: int) -> bool:
-    return restarted(cluster, victim) > restarts
-
-
-def _goes_on(namespace: Namespace, before: int) -> bool:
-    return progress(namespace) > before + 5
 
 
 @pytest.mark.parametrize("victim", ["usrbiod", "csi-node"])
@@ -94,8 +94,8 @@ def test_a_killed_process_under_load_costs_no_byte(
         before = wait_for("the load runs", lambda: progress(namespace) or None)
         restarts = restarted(cluster, victim)
         kill(victim)
-        wait_for("it was killed", partial(_restarted_since, cluster, victim, restarts), 90)
-        wait_for("the load goes on", partial(_goes_on, namespace, before), 90)
+        wait_for("it was killed", partial(is_restarted, cluster, victim, restarts), 90)
+        wait_for("the load goes on", partial(has_gone_on, namespace, before), 90)
         daemonset = ("-n", SYSTEM, "rollout", "status", "daemonset/kube3fs-csi-node", "--timeout=90s")
         subprocess.run(["kubectl", *daemonset], check=True, capture_output=True, timeout=100)
     namespace.exec("load", "touch", "/dev/shm/stop")
@@ -109,7 +109,7 @@ def test_an_upgrade_under_load_costs_no_byte(cluster: Cluster, namespace: Namesp
     for command in (("restart",), ("status", "--timeout=120s")):
         argv = ["kubectl", "-n", SYSTEM, "rollout", command[0], "daemonset/kube3fs-csi-node", *command[1:]]
         subprocess.run(argv, check=True, capture_output=True, timeout=130)
-    wait_for("the load goes on", lambda: progress(namespace) > before + 5)
+    wait_for("the load goes on", partial(has_gone_on, namespace, before))
     namespace.exec("load", "touch", "/dev/shm/stop")
     assert namespace.wait_done("load") == "good\n"
 
@@ -147,8 +147,7 @@ def test_a_pod_gets_the_device_that_it_asked_for(cluster: Cluster, namespace: Na
     """With a stand-in for a card, a pod that asks opens its device, and one that does not has none."""
 
     def known() -> bool:
-        offered: str | None = cluster.core.read_node(NODE).status.allocatable.get("kube3fs.io/rdma")
-        return offered == "1"
+        return bool(cluster.core.read_node(NODE).status.allocatable.get("kube3fs.io/rdma") == "1")
 
     wait_for("the node offers a device", known)
     asks = {"resources": {"limits": {"kube3fs.io/rdma": "1"}}}

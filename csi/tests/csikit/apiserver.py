@@ -10,6 +10,7 @@ import contextlib
 import copy
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,10 @@ class ApiServer:
                     await response.write(json.dumps({"type": event, "object": body}).encode() + b"\n")
             seen = self._version
             async with self._changed:
-                while self._version <= seen:
-                    await self._changed.wait()
+                await self._changed.wait_for(partial(self._is_newer, seen))
+
+    def _is_newer(self, version: int) -> bool:
+        return self._version > version
 
     async def _create(self, request: web.Request) -> web.Response:
         body = await request.json()

@@ -1,7 +1,7 @@
 """`make bench-csi`: what mounting costs. The driver's two processes and the real usrbiod, without a kubelet.
 
 Prints NodePublish+Unpublish (a volume and its pod's shared memory) with few and with many volumes mounted,
-CreateVolume until its answer, and the node plugin's memory and idle CPU: `python -m tests.bench.csi`.
+CreateVolume until its answer, and the node plugin's memory and idle CPU.
 """
 
 import argparse
