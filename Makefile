@@ -41,7 +41,7 @@ lint-native: ## rustfmt and clippy, warnings denied
 	cd $(NATIVE)/fuzz && cargo fmt --check && $(CARGO) clippy --all-targets -- -D warnings
 
 .PHONY: test
-test: deps lint test-native test-python test-usrbio-py test-chart test-cluster test-api ## Everything that CI runs
+test: deps lint test-native test-python test-sanity test-usrbio-py test-chart test-cluster test-api ## Everything that CI runs
 
 .PHONY: test-native
 test-native: deps lib $(TOOLS)/bin/fsx test-loom test-fuzz ## The native client: unit, property, C, POSIX, take-over, fuzz
@@ -82,11 +82,26 @@ requirements: ## Resolve the Python dependencies anew: requirements.txt, and for
 lint-python: venv ## ruff and mypy strict
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/mypy $(PYTHON_PACKAGES:%=%/src) tests
+	.venv/bin/mypy $(PYTHON_PACKAGES:%=%/src) tests --exclude tests/bench/python # that one lives in the wheel's environment
 
 .PHONY: test-python
-test-python: venv ## Unit and property tests of the Python packages
+test-python: venv usrbiod-debug ## Unit and property tests of the Python packages; csi/ with the real usrbiod, as root
 	.venv/bin/pytest $(PYTHON_PACKAGES)
+
+# ---- the CSI driver ---------------------------------------------------------------------------------------------
+
+.PHONY: usrbiod-debug
+usrbiod-debug:
+	cd $(NATIVE) && $(CARGO) build -q -p usrbiod
+
+.PHONY: test-sanity
+test-sanity: go venv usrbiod-debug ## csi-sanity, all suites, against the driver's processes with the real usrbiod
+	$(CLUSTER) build
+	.venv/bin/pytest -s tests/sanity
+
+.PHONY: bench-csi
+bench-csi: venv usrbiod-debug ## Benchmark mounting: latency, memory, CPU; about 1 minute
+	PYTHONPATH=csi/tests .venv/bin/python -m tests.bench.csi $(ARGS)
 
 # ---- the API types and the chart --------------------------------------------------------------------------------
 

@@ -137,7 +137,7 @@ async def test_a_failed_publish_leaves_nothing(node: Node) -> None:
 
 
 async def test_a_scratch_volume_of_an_unknown_cluster_leaves_nothing(node: Node) -> None:
-    """A cluster that the node does not serve is refused before anything is written down, and unpublish works."""
+    """A cluster that the node does not serve is refused before anything is written; unpublish works."""
     async with node.plugin() as publisher:
         want = node.want("pod-a", "csi-1", kind="scratch", size=MIB, cluster="no/such")
         with pytest.raises(Precondition, match="does not serve"):

@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ with open("/data/load", "w+b", buffering=0) as file:
         with open("/data/load", "rb") as other:
             other.seek(number % 64 * len(block))
             assert other.read(len(block)) == block, number
-        pathlib.Path("/dev/shm/count").write_text(str(number))
+        pathlib.Path("/dev/shm/new").write_text(str(number))
+        os.replace("/dev/shm/new", "/dev/shm/count")
         if stop.exists():
             break
 print("good")
@@ -65,6 +67,23 @@ def progress(namespace: Namespace) -> int:
     return int(namespace.exec("load", "cat", "/dev/shm/count"))
 
 
+def has_gone_on(namespace: Namespace, before: int) -> bool:
+    return progress(namespace) > before + 5
+
+
+def is_restarted(cluster: Cluster, container: str, before: int) -> bool:
+    return restarted(cluster, container) > before
+
+
+def restarted(cluster: Cluster, container: str) -> int:
+    """How often the container was started again on the node."""
+    pods = cluster.core.list_namespaced_pod(
+        SYSTEM, label_selector="app.kubernetes.io/component=csi-node"
+    ).items
+    (pod,) = [one for one in pods if one.spec.node_name == NODE and not one.metadata.deletion_timestamp]
+    return sum(one.restart_count for one in pod.status.container_statuses if one.name == container)
+
+
 @pytest.mark.parametrize("victim", ["usrbiod", "csi-node"])
 def test_a_killed_process_under_load_costs_no_byte(
     cluster: Cluster, namespace: Namespace, victim: str
@@ -73,8 +92,10 @@ def test_a_killed_process_under_load_costs_no_byte(
     loaded_pod(namespace)
     for _ in range(3):
         before = wait_for("the load runs", lambda: progress(namespace) or None)
+        restarts = restarted(cluster, victim)
         kill(victim)
-        wait_for("the load goes on", lambda before=before: progress(namespace) > before + 5, 90)
+        wait_for("it was killed", partial(is_restarted, cluster, victim, restarts), 90)
+        wait_for("the load goes on", partial(has_gone_on, namespace, before), 90)
         daemonset = ("-n", SYSTEM, "rollout", "status", "daemonset/kube3fs-csi-node", "--timeout=90s")
         subprocess.run(["kubectl", *daemonset], check=True, capture_output=True, timeout=100)
     namespace.exec("load", "touch", "/dev/shm/stop")
@@ -88,7 +109,7 @@ def test_an_upgrade_under_load_costs_no_byte(cluster: Cluster, namespace: Namesp
     for command in (("restart",), ("status", "--timeout=120s")):
         argv = ["kubectl", "-n", SYSTEM, "rollout", command[0], "daemonset/kube3fs-csi-node", *command[1:]]
         subprocess.run(argv, check=True, capture_output=True, timeout=130)
-    wait_for("the load goes on", lambda: progress(namespace) > before + 5)
+    wait_for("the load goes on", partial(has_gone_on, namespace, before))
     namespace.exec("load", "touch", "/dev/shm/stop")
     assert namespace.wait_done("load") == "good\n"
 
@@ -119,14 +140,14 @@ def test_many_pods_leave_nothing(namespace: Namespace) -> None:
         for name in names:
             namespace.wait_gone(name, seconds=120)
     for uid in uids:
-        wait_for("nothing is left", lambda uid=uid: nothing_left(uid))
+        wait_for("nothing is left", partial(nothing_left, uid))
 
 
 def test_a_pod_gets_the_device_that_it_asked_for(cluster: Cluster, namespace: Namespace) -> None:
     """With a stand-in for a card, a pod that asks opens its device, and one that does not has none."""
 
     def known() -> bool:
-        return cluster.core.read_node(NODE).status.allocatable.get("kube3fs.io/rdma") == "1"
+        return bool(cluster.core.read_node(NODE).status.allocatable.get("kube3fs.io/rdma") == "1")
 
     wait_for("the node offers a device", known)
     asks = {"resources": {"limits": {"kube3fs.io/rdma": "1"}}}

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,10 @@ class ApiServer:
                     await response.write(json.dumps({"type": event, "object": body}).encode() + b"\n")
             seen = self._version
             async with self._changed:
-                await self._changed.wait_for(lambda last=seen: self._version > last)
+                await self._changed.wait_for(partial(self._is_newer, seen))
+
+    def _is_newer(self, version: int) -> bool:
+        return self._version > version
 
     async def _create(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -213,6 +217,6 @@ def _step(body: Body, step: Body) -> bool:
         at = at[parent]
     place: Any = int(last) if isinstance(at, list) else last
     if step["op"] == "test":
-        return len(at) > place and at[place] == step["value"]
+        return bool(len(at) > place and at[place] == step["value"])
     del at[place]
     return True

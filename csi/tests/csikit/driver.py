@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -79,6 +80,11 @@ class Driver:
         """Resident bytes of a process."""
         fields = Path(f"/proc/{self._processes[name].pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in fields if line.startswith("VmRSS:"))
+
+    def cpu_seconds(self, name: str) -> float:
+        """CPU time that a process has used."""
+        fields = Path(f"/proc/{self._processes[name].pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def open_fds(self, name: str) -> int:
         """Fds that a process has open."""

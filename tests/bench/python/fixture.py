@@ -30,7 +30,7 @@ class Server(NamedTuple):
 def serving(directory: Path, mount: Path, *options: str) -> Iterator[Server]:
     """`usrbio serve` from the wheel; it ends with this process."""
     usrbio = Path(sysconfig.get_path("scripts")) / "usrbio"
-    command = ["setpriv", "--pdeathsig", "TERM", usrbio, "serve", directory, mount, *options]
+    command = ["setpriv", "--pdeathsig", "TERM", str(usrbio), "serve", str(directory), str(mount), *options]
     environment = {"RUST_LOG": "error", **os.environ}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout

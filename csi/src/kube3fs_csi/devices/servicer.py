@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import os
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,13 +15,15 @@ from kube3fs_csi.api import deviceplugin_pb2_grpc
 from kube3fs_csi.devices.discovery import Offered, prefer, share_ids
 from kube3fs_csi.names import RESOURCE_RDMA
 from kube3fs_csi.serving.errors import NotFound
-from kube3fs_csi.serving.server import inode, serving
+from kube3fs_csi.serving.server import inode, is_listening, serving
 
 log = logging.getLogger(__name__)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
-SOCKET = "kube3fs-rdma.sock"
+SOCKET = f"kube3fs-rdma.{os.getpid()}.sock"
+"""One name for each process: the kubelet refuses a second plugin at a socket that it is connected to."""
+_SOCKETS = "kube3fs-rdma.*.sock"
 _KUBELET = "kubelet.sock"
 _VERSION = "v1beta1"
 _POLL_SECONDS = 1.0
@@ -113,6 +116,9 @@ async def run(plugin: RdmaPlugin, folder: Path) -> None:
 
     A kubelet that starts removes the sockets in its folder: then a new one is made.
     """
+    for leftover in folder.glob(_SOCKETS):
+        if not is_listening(leftover):
+            leftover.unlink(missing_ok=True)
     while True:
         async with serving(
             folder / SOCKET,

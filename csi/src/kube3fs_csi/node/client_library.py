@@ -1,7 +1,7 @@
 """The client library on the node, in a tmpfs of its own, from which pods get bind mounts.
 
 A read-only bind mount would not do: container runtimes make it writable again for a pod that asks for `rw`,
-and a pod that runs as root could change what other pods load. A file system that is itself read-only stays so. It
+and a pod that runs as root could change what others load. A file system that is itself read-only stays so. It
 outlives our container, and goes with the last pod that uses it.
 """
 

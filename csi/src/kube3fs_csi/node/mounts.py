@@ -61,18 +61,28 @@ def _parse_line(line: str) -> Mount:
     )
 
 
+def _escape(field: str) -> str:
+    return re.sub(r"[ \t\n\\]", lambda match: f"\\{ord(match[0]):03o}", field)
+
+
 def _unescape(field: str) -> str:
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), field)
 
 
 def table() -> list[Mount]:
     """Every mount of this mount namespace."""
-    return parse_mountinfo(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))
+    return parse_mountinfo(_mountinfo())
+
+
+def _mountinfo() -> str:
+    return Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
 
 
 def mounts_at(path: Path) -> list[Mount]:
     """The mounts stacked at `path`, the lowest first."""
-    return [mount for mount in table() if mount.path == path]
+    # A search finds the few lines of a long table that need to be parsed.
+    lines = [line for line in _mountinfo().splitlines() if _escape(str(path)) in line]
+    return [mount for mount in map(_parse_line, lines) if mount.path == path]
 
 
 def mount_of(path: Path) -> Mount:

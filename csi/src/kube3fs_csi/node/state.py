@@ -110,13 +110,17 @@ class Store:
     def put(self, record: Published) -> None:
         """Writes the record down."""
         final = self._folder / f"{record.key}.json"
+        records = self._records
         write_atomically(final, record.model_dump_json().encode(), sync=record.kind == "scratch")
-        self._read_at = -1
+        records[record.target] = record
+        self._read_at = self._folder.stat().st_mtime_ns
 
     def remove(self, record: Published) -> None:
         """Forgets the record."""
+        records = self._records
         (self._folder / f"{record.key}.json").unlink(missing_ok=True)
-        self._read_at = -1
+        records.pop(record.target, None)
+        self._read_at = self._folder.stat().st_mtime_ns
 
 
 def _read(path: Path) -> Published | None:
