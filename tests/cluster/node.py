@@ -83,7 +83,7 @@ def mounts(spec: Spec, node: Node) -> None:
     (folder / "containerd").mkdir()
     for place in (*NODE_PLACES_IN_MEMORY, str(folder / "containerd")):
         run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", place], timeout=10)
-    # Mounts of a CSI driver's pod reach the kubelet and other pods; file systems for data reach the driver.
+    # What a CSI driver mounts reaches the kubelet and other pods, file systems for data reach the driver.
     for place in ("/var/lib/kubelet", "/var/lib/kube3fs"):
         run(["mount", "--make-rshared", place], timeout=10)
 
