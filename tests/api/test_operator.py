@@ -80,19 +80,8 @@ def operators(tmp_path: Path) -> Iterator[Any]:
 def node() -> Iterator[str]:
     """A Kubernetes node whose plugin has come up."""
     with_ready_node(NODE)
-    over = threading.Event()
-
-    def beat() -> None:
-        """Renew the kubelet's lease: without that the node controller takes the node for lost."""
-        while not over.wait(10):
-            with contextlib.suppress(Refused):
-                renew_lease(NODE)
-
-    heart = threading.Thread(target=beat)
-    heart.start()
-    yield NODE
-    over.set()
-    heart.join()
+    with beating(NODE):
+        yield NODE
     forget_node(NODE)
 
 
@@ -104,6 +93,25 @@ def with_ready_node(name: str) -> None:
     )
     heartbeat(name)
     report(name)
+
+
+@contextlib.contextmanager
+def beating(name: str) -> Iterator[None]:
+    """Renew the kubelet's lease meanwhile: without that the node controller takes the node for lost."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(10):
+            with contextlib.suppress(Refused):
+                renew_lease(name)
+
+    heart = threading.Thread(target=beat)
+    heart.start()
+    try:
+        yield
+    finally:
+        over.set()
+        heart.join()
 
 
 def renew_lease(name: str) -> str:

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from tests.api.kube import apply, condition, create, eventually, get, kubectl
 from tests.api.test_injection import pod
-from tests.api.test_operator import NODE, Operator, cluster, report, volume, with_ready_node
+from tests.api.test_operator import NODE, Operator, beating, cluster, report, volume, with_ready_node
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS, VOLUMES = 50, 500
-QUIET_SECONDS = 60
+QUIET_SECONDS = 45
 NAMESPACE = "bench"
 POLICY = "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy"
 
@@ -124,8 +124,9 @@ def main() -> int:
     kubectl("apply", "-f", "-", stdin=policies.stdout)
     kubectl("create", "namespace", NAMESPACE)
     with_ready_node(NODE)
-    without_operator = a_quiet_minute()
-    with tempfile.TemporaryDirectory() as folder:
+    with beating(NODE):
+        without_operator = a_quiet_minute()
+    with tempfile.TemporaryDirectory() as folder, beating(NODE):
         operator = Operator(Path(folder) / "operator.log")
         try:
             time_to_ready()
