@@ -139,6 +139,15 @@ def test_snapshot_restore_and_clone(namespace: Namespace, cluster: Cluster, stor
     assert shell(namespace, "q", "cat /restored/file /cloned/file") == "before\nafter\n"
 
 
+def test_a_pod_with_users_of_its_own(namespace: Namespace) -> None:
+    """A pod with `hostUsers: false` writes to its volume and its shared memory as its own user."""
+    volumes = {"/data": of_claim("data"), "/dev/shm": inline("shm", size="16Mi")}
+    namespace.apply([claim("data", CLASSES["directory"]), pod("p", volumes, hostUsers=False)])
+    namespace.wait_ready("p")
+    assert shell(namespace, "p", "echo x > /data/file && stat -c %u /data/file") == "1000\n"
+    assert shell(namespace, "p", "echo x > /dev/shm/file && stat -c %u /dev/shm/file") == "1000\n"
+
+
 def test_a_read_only_volume_cannot_be_written(namespace: Namespace, storage_class: str) -> None:
     """`readOnly` of the pod's volume holds."""
     namespace.apply([claim("data", storage_class), pod("p", {"/data": of_claim("data", read_only=True)})])

@@ -199,6 +199,7 @@ def config(record: Published) -> Json:
         "cluster": record.cluster.encode()[:_CLUSTER_ID_BYTES].decode(errors="ignore"),
         "mount_point": str(record.target),
         "read_only": record.read_only,
+        "idmap": record.user_namespace,
         "passthrough": record.passthrough,
     }
 

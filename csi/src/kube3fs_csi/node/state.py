@@ -43,6 +43,8 @@ class Published(BaseModel):
     read_only: bool = False
     exclusive: bool = False
     """No other target may have the volume meanwhile (ReadWriteOncePod)."""
+    user_namespace: bool = False
+    """The pod has users of its own (`hostUsers: false`): its runtime maps the mount (FUSE_ALLOW_IDMAP)."""
     mount_flags: int = 0
     """Flags of mount(2) besides those that every mount has."""
     group: int | None = None

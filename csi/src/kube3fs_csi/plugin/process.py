@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from kube3fs_crds import RdmaStatus, StorageNode, StorageSnapshot, StorageVolume
@@ -15,6 +16,7 @@ from kube3fs_csi.devices.servicer import RdmaPlugin
 from kube3fs_csi.devices.servicer import run as run_device_plugin
 from kube3fs_csi.kube.informer import Informer
 from kube3fs_csi.kube.objects import Objects, connected
+from kube3fs_csi.kube.pods import has_user_namespace
 from kube3fs_csi.node import client_library
 from kube3fs_csi.node.clusters import Clusters
 from kube3fs_csi.node.publisher import Publisher
@@ -104,7 +106,7 @@ async def run(settings: NodeSettings) -> None:
             group.create_task(_watch_rdma(process))
             group.create_task(run_device_plugin(process.rdma_plugin, settings.kubelet_dir / "device-plugins"))
         if settings.kubernetes:
-            group.create_task(_run_agent(process))
+            group.create_task(_run_agent(process, node))
         async with serving(
             settings.endpoint,
             lambda server: csi_pb2_grpc.add_NodeServicer_to_server(node, server),
@@ -123,10 +125,11 @@ async def run(settings: NodeSettings) -> None:
                 await asyncio.Event().wait()
 
 
-async def _run_agent(process: NodeProcess) -> None:
+async def _run_agent(process: NodeProcess, servicer: Node) -> None:
     """Carries out what the API server asks of this node."""
     settings = process.settings
     async with connected(settings.kubeconfig) as api, asyncio.TaskGroup() as group:
+        servicer.has_user_namespace = partial(has_user_namespace, api)
         objects = Objects(api, "kube3fs-csi-node")
         mine = f"spec.nodeName={settings.node_name}"
         volumes = Informer(objects, StorageVolume, mine, lambda name: volume_queue.add(name))

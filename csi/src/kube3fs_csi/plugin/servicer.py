@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -13,7 +13,7 @@ from kube3fs_csi.api import csi_pb2, csi_pb2_grpc
 from kube3fs_csi.names import MAX_PATH_BYTES, TOPOLOGY_KEY, checked_id, checked_path
 from kube3fs_csi.node.publisher import Publisher
 from kube3fs_csi.node.sessions import Health
-from kube3fs_csi.node.state import Published
+from kube3fs_csi.node.state import Pod, Published
 from kube3fs_csi.plugin import publish_request
 from kube3fs_csi.plugin.publish_request import Limits
 from kube3fs_csi.serving.errors import InvalidArgument, NotFound, OutOfRange, Precondition
@@ -47,6 +47,8 @@ class Node(csi_pb2_grpc.NodeServicer):
         self._publisher = publisher
         self._limits = limits
         self._max_volumes = max_volumes
+        self.has_user_namespace: Callable[[Pod], Awaitable[bool]] = _unknown
+        """Whether a pod has users of its own. The kubelet does not tell."""
         self._locks = KeyLocks()
         self._running: set[asyncio.Task[Any]] = set()
 
@@ -74,6 +76,10 @@ class Node(csi_pb2_grpc.NodeServicer):
     ) -> csi_pb2.NodePublishVolumeResponse:
         """Makes a volume appear in a pod."""
         want = publish_request.parse(request, self._limits)
+        if want.is_mount_of_ours:
+            have = self._publisher.store.get(want.target)
+            mapped = have.user_namespace if have else await self.has_user_namespace(want.pod)
+            want = want.model_copy(update={"user_namespace": mapped})
         await self._to_the_end(want.volume_id, want.target, lambda: self._publisher.publish(want))
         return csi_pb2.NodePublishVolumeResponse()
 
@@ -190,6 +196,10 @@ class Node(csi_pb2_grpc.NodeServicer):
         self._running.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.debug("ended with %s", task.exception())
+
+
+async def _unknown(_pod: Pod) -> bool:
+    return False
 
 
 def _usage(unit: csi_pb2.VolumeUsage.Unit, total: int, used: int) -> csi_pb2.VolumeUsage:
