@@ -69,6 +69,24 @@ unsafe fn uuid(id: *const u8) -> Result<Uuid, Error> {
     Ok(Uuid::from_bytes(unsafe { id.cast::<[u8; 16]>().read_unaligned() }))
 }
 
+/// Blanks `iov`, then fills it with what `make` makes. 0 or `-errno`.
+///
+/// # Safety
+/// `iov` must be NULL or writable.
+unsafe fn fill(function: &'static str, iov: *mut CIov, make: impl FnOnce() -> Result<CIov, Error>) -> c_int {
+    -errno(function, || {
+        if iov.is_null() {
+            return Err(null("iov"));
+        }
+        // SAFETY: not NULL, so writable (caller).
+        unsafe { blank(iov) };
+        let made = make()?;
+        // SAFETY: as above.
+        unsafe { iov.write(made) };
+        Ok(())
+    })
+}
+
 /// Makes and registers a buffer. 0 or `-errno`.
 ///
 /// # Safety
@@ -81,19 +99,14 @@ pub unsafe extern "C" fn hf3fs_iovcreate(
     block_size: usize,
     numa: c_int,
 ) -> c_int {
-    -errno("hf3fs_iovcreate", || {
-        if iov.is_null() {
-            return Err(null("iov"));
-        }
-        // SAFETY: not NULL, so writable (caller).
-        unsafe { blank(iov) };
+    let make = || {
         // SAFETY: as the caller promised.
         let mount = unsafe { mount(mount_point) }?;
         let made = Iov::create(&mount, size, block_size, numa)?;
-        // SAFETY: not NULL, so writable (caller).
-        unsafe { iov.write(described(made, &mount, block_size, numa)) };
-        Ok(())
-    })
+        Ok(described(made, &mount, block_size, numa))
+    };
+    // SAFETY: as the caller promised.
+    unsafe { fill("hf3fs_iovcreate", iov, make) }
 }
 
 /// Maps a buffer that another process registered. 0 or `-errno`.
@@ -109,19 +122,14 @@ pub unsafe extern "C" fn hf3fs_iovopen(
     block_size: usize,
     numa: c_int,
 ) -> c_int {
-    -errno("hf3fs_iovopen", || {
-        if iov.is_null() {
-            return Err(null("iov"));
-        }
-        // SAFETY: not NULL, so writable (caller).
-        unsafe { blank(iov) };
+    let make = || {
         // SAFETY: as the caller promised.
         let (id, mount) = unsafe { (uuid(id)?, mount(mount_point)?) };
         let opened = Iov::open(&mount, id, size, block_size)?;
-        // SAFETY: not NULL, so writable (caller).
-        unsafe { iov.write(described(opened, &mount, block_size, numa)) };
-        Ok(())
-    })
+        Ok(described(opened, &mount, block_size, numa))
+    };
+    // SAFETY: as the caller promised.
+    unsafe { fill("hf3fs_iovopen", iov, make) }
 }
 
 /// Describes memory that the caller registered by itself. 0 or `-EINVAL`.
@@ -138,19 +146,14 @@ pub unsafe extern "C" fn hf3fs_iovwrap(
     block_size: usize,
     numa: c_int,
 ) -> c_int {
-    -errno("hf3fs_iovwrap", || {
-        if iov.is_null() {
-            return Err(null("iov"));
-        }
-        // SAFETY: not NULL, so writable (caller).
-        unsafe { blank(iov) };
+    let make = || {
         // SAFETY: as the caller promised.
         let (id, mount) = unsafe { (uuid(id)?, mount(mount_point)?) };
         if !base.is_null() && size > 0 {
             // SAFETY: mapped (caller).
             unsafe { usrbio::shm::bind_numa(base.cast(), size, numa) };
         }
-        let wrapped = CIov {
+        Ok(CIov {
             base: base.cast(),
             iovh: ptr::null_mut(),
             id: id.into_bytes(),
@@ -158,11 +161,10 @@ pub unsafe extern "C" fn hf3fs_iovwrap(
             size,
             block_size,
             numa,
-        };
-        // SAFETY: not NULL, so writable (caller).
-        unsafe { iov.write(wrapped) };
-        Ok(())
-    })
+        })
+    };
+    // SAFETY: as the caller promised.
+    unsafe { fill("hf3fs_iovwrap", iov, make) }
 }
 
 /// Removes the shared-memory file's name, in the process that made it.

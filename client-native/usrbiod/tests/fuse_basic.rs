@@ -220,18 +220,14 @@ fn lock(file: &File, kind: i32, wait: bool, start: i64, len: i64) -> Result<(), 
     }
 }
 
+fn open_to_lock(m: &Mount) -> File {
+    File::options().read(true).write(true).create(true).truncate(false).open(m.path("locked")).unwrap()
+}
+
 #[test]
 fn a_lock_is_waited_for_and_comes_when_its_holder_lets_go() {
     both(|m| {
-        let open = || {
-            File::options()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(m.path("locked"))
-                .unwrap()
-        };
+        let open = || open_to_lock(m);
         let (first, second) = (open(), open());
         lock(&first, libc::F_WRLCK, false, 0, 10).unwrap();
         assert_eq!(lock(&second, libc::F_WRLCK, false, 5, 10), Err(libc::EAGAIN));
@@ -255,16 +251,7 @@ fn a_lock_is_waited_for_and_comes_when_its_holder_lets_go() {
 #[test]
 fn a_signal_ends_a_wait_for_a_lock() {
     both(|m| {
-        let open = || {
-            File::options()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(m.path("locked"))
-                .unwrap()
-        };
-        let (holder, other) = (open(), open());
+        let (holder, other) = (open_to_lock(m), open_to_lock(m));
         lock(&holder, libc::F_WRLCK, false, 0, 0).unwrap();
         extern "C" fn ignore(_: i32) {}
         // SAFETY: a handler that does nothing, installed without SA_RESTART.
