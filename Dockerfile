@@ -33,6 +33,8 @@ RUN --mount=type=secret,id=cargo.toml,target=/usr/local/cargo/config.toml \
  && usrbio-py/build-wheels.sh /out/opt/usrbio/wheels \
  && pip install --quiet --no-deps --no-index --target /out/opt/usrbio/python /out/opt/usrbio/wheels/*abi3*.whl \
  && install -D target/usrbio.data/scripts/usrbiod /out/usr/local/bin/usrbiod
+# pip writes the path of its own Python into programs.
+RUN sed -i '1s|^#!.*|#!/usr/bin/env python3|' /out/opt/usrbio/python/bin/usrbio
 
 # ---- Python: one virtual environment a service, without pip ------------------------------------------------------
 

@@ -25,6 +25,12 @@ def test_restricted_pod_runs_and_logs(namespace: Namespace) -> None:
     assert namespace.wait_done("who") == "1000\n"
 
 
+def test_client_image_has_the_command_line(namespace: Namespace) -> None:
+    """The client image runs `usrbio`, and Python in it imports the package."""
+    namespace.apply(restricted_pod("cli", "sh", "-c", "usrbio --help && python3 -c 'import usrbio'"))
+    assert "usage: usrbio" in namespace.wait_done("cli")
+
+
 def test_exec_returns_output_and_exit_code(namespace: Namespace) -> None:
     """A command in a running pod gives back what it printed, and its exit code."""
     namespace.apply(restricted_pod("idle", *SLEEP))
