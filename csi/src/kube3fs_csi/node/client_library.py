@@ -29,7 +29,7 @@ def install(source: Path, folder: Path, in_use: Iterable[Path]) -> Path:
     for other in folder.iterdir():
         if other not in keep:
             mounts.unmount(other)
-            other.rmdir()
+            shutil.rmtree(other)
     return version
 
 
