@@ -168,7 +168,7 @@ test-cluster: go images ## The test Kubernetes itself, then the end-to-end tests
 # ---- the Python package usrbio ----------------------------------------------------------------------------------
 
 USRBIO_PY := $(NATIVE)/usrbio-py
-WHEEL_SOURCES := $(shell find $(NATIVE) -name target -prune -o -name __pycache__ -prune -o -name tests -prune -o -name fuzz -prune -o -type f -print)
+WHEEL_SOURCES := $(shell find $(NATIVE) -name target -prune -o -name '.?*' -prune -o -name __pycache__ -prune -o -name tests -prune -o -name fuzz -prune -o -type f -print)
 
 .PHONY: wheels
 wheels: dist/stamp ## Build the wheels of the Python package usrbio, with the daemon in them, into dist
