@@ -110,10 +110,16 @@ _ARGV = {"csi-node": ("kube3fs_csi", "node"), "usrbiod": ("usrbiod", "daemon")}
 
 
 def kill(container: str) -> None:
-    """SIGKILL to the process of a container of the node plugin, from beside it: the pod sees the node's."""
-    inside = ("exec", "daemonset/kube3fs-csi-node", "-c", "csi-node", "--", "python3", "-c", _KILL)
-    argv = ["kubectl", "-n", SYSTEM, *inside, *_ARGV[container]]
-    subprocess.run(argv, capture_output=True, timeout=30, check=False)  # it may kill what runs it
+    """SIGKILL to the process of a container of NODE's plugin, from beside it: the pod sees the node's."""
+    argv = ["kubectl", "-n", SYSTEM, "exec", _plugin_pod(), "-c", "csi-node", "--", "python3", "-c", _KILL]
+    # It may kill what runs it.
+    subprocess.run([*argv, *_ARGV[container]], capture_output=True, timeout=30, check=False)
+
+
+def _plugin_pod() -> str:
+    where = ["-l", "app.kubernetes.io/component=csi-node", "--field-selector", f"spec.nodeName={NODE}"]
+    argv = ["kubectl", "-n", SYSTEM, "get", "pod", *where, "-o", "name"]
+    return subprocess.run(argv, capture_output=True, timeout=30, check=True, text=True).stdout.split()[0]
 
 
 def objects(cluster: Cluster, kind: str) -> list[Any]:
