@@ -82,13 +82,13 @@ def inline(kind: str, **attributes: str) -> Manifest:
 
 
 def pod(name: str, mounts: dict[str, Manifest], *command: str, **spec: Any) -> Manifest:
-    """A restricted pod with volumes by mount path. It sleeps if it has no command."""
+    """A restricted pod on `NODE` with volumes by mount path. It sleeps if it has no command."""
     volumes = [{"name": f"v{number}", **source} for number, source in enumerate(mounts.values())]
     at = [{"name": f"v{number}", "mountPath": path} for number, path in enumerate(mounts)]
     container = {"volumeMounts": at, **spec.pop("container", {})}
-    return restricted_pod(
-        name, *(command or ("sleep", "infinity")), volumes=volumes, container=container, **spec
-    )
+    here = {"kubernetes.io/hostname": NODE}
+    argv = command or ("sleep", "infinity")
+    return restricted_pod(name, *argv, volumes=volumes, container=container, nodeSelector=here, **spec)
 
 
 def of_claim(name: str, read_only: bool = False) -> Manifest:
