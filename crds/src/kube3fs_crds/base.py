@@ -165,6 +165,14 @@ class Condition(ApiModel):
 Conditions = Annotated[list[Condition], Field(max_length=16, json_schema_extra=keyed_by("type"))]
 
 
+class Status(ApiModel):
+    """Base of every kind's status."""
+
+    observed_generation: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})] | None = None
+    """The generation of the spec that this status was computed from."""
+    conditions: Conditions = Field(default_factory=list)
+
+
 class ClusterRef(ApiModel):
     """A StorageCluster by namespace and name."""
 

@@ -12,12 +12,12 @@ from kube3fs_crds.base import (
     ApiModel,
     Bytes,
     Column,
-    Conditions,
     Count,
     HostPath,
     Names,
     Resource,
     Rule,
+    Status,
     Word,
     exactly_one_of,
     fixed_once,
@@ -137,12 +137,9 @@ class ClusterSummary(ApiModel):
     """Sum of the sizes of all volumes."""
 
 
-class StorageClusterStatus(ApiModel):
+class StorageClusterStatus(Status):
     """What the operator saw and did last."""
 
-    observed_generation: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})] | None = None
-    """The generation of the spec that this status was computed from."""
-    conditions: Conditions = Field(default_factory=list)
     nodes: ClusterNodes | None = None
     capacity_bytes: Bytes | None = None
     """Size of the file systems below, over all ready nodes."""

@@ -12,12 +12,12 @@ from kube3fs_crds.base import (
     ApiModel,
     Bytes,
     Column,
-    Conditions,
     Count,
     HostPath,
     Message,
     Names,
     Resource,
+    Status,
     Word,
     keyed_by,
     rules,
@@ -137,12 +137,9 @@ class RdmaStatus(ApiModel):
     )
 
 
-class StorageNodeStatus(ApiModel):
+class StorageNodeStatus(Status):
     """What the node plugin saw last."""
 
-    observed_generation: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})] | None = None
-    """The generation of the spec that this status was computed from."""
-    conditions: Conditions = Field(default_factory=list)
     driver_version: Word | None = None
     """The node plugin's version."""
     daemon: DaemonStatus | None = None

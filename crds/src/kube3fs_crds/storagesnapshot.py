@@ -12,10 +12,10 @@ from kube3fs_crds.base import (
     CallError,
     ClusterRef,
     Column,
-    Conditions,
     Name,
     Names,
     Resource,
+    Status,
     immutable,
     rules,
 )
@@ -34,12 +34,9 @@ class StorageSnapshotSpec(ApiModel):
     """The StorageCluster that the volume belongs to."""
 
 
-class StorageSnapshotStatus(ApiModel):
+class StorageSnapshotStatus(Status):
     """What the node did."""
 
-    observed_generation: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})] | None = None
-    """The generation of the spec that this status was computed from."""
-    conditions: Conditions = Field(default_factory=list)
     ready_to_use: bool = False
     """Volumes can be made from it."""
     creation_time: datetime.datetime | None = None

@@ -13,11 +13,11 @@ from kube3fs_crds.base import (
     CallError,
     ClusterRef,
     Column,
-    Conditions,
     Name,
     Names,
     Resource,
     Rule,
+    Status,
     Word,
     exactly_one_of,
     fixed_once,
@@ -83,12 +83,9 @@ class VolumeProgress(ApiModel):
     total_bytes: Bytes
 
 
-class StorageVolumeStatus(ApiModel):
+class StorageVolumeStatus(Status):
     """What the node did. Conditions: Ready, CapacityEnforced."""
 
-    observed_generation: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})] | None = None
-    """The generation of the spec that this status was computed from."""
-    conditions: Conditions = Field(default_factory=list)
     capacity_bytes: Bytes | None = None
     """The size that the node has given the volume."""
     size: Word | None = None
