@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.cluster import host
 from tests.cluster.components import CONTAINERD_SOCKET, kubeconfig_path
 from tests.cluster.paths import REPOSITORY
-from tests.cluster.shell import ClusterError, say
+from tests.cluster.shell import UNSHARE, ClusterError, say
 from tests.cluster.spec import FIRST, Spec
 
 START_SECONDS = 300
@@ -104,18 +104,7 @@ def _spawn(spec: Spec, listener: socket.socket, *, stays: bool) -> None:
     argv = ["sh", "-c", _JOIN, "sh"]
     if not stays:
         argv += ["setpriv", "--pdeathsig", "KILL"]
-    argv += [
-        "unshare",
-        "--net",
-        "--mount",
-        "--uts",
-        "--ipc",
-        "--pid",
-        "--fork",
-        "--mount-proc",
-        "--kill-child=KILL",
-    ]
-    argv += ["--propagation", "private", sys.executable, "-m", "tests.cluster.inside", spec.state]
+    argv += [*UNSHARE, sys.executable, "-m", "tests.cluster.inside", spec.state]
     argv += [str(listener.fileno()), str(write)]
     log = spec.folder / "logs" / "cluster.log"
     with log.open("wb") as output:

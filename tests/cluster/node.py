@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.cluster import components, store
 from tests.cluster.api import Api
 from tests.cluster.paths import NODE_PLACES_IN_MEMORY, NODE_PLACES_ON_DISK
-from tests.cluster.shell import ClusterError, run
+from tests.cluster.shell import UNSHARE, ClusterError, run
 from tests.cluster.spec import FIRST, Node, Spec, nodes
 from tests.cluster.supervisor import Supervisor, as_init
 
@@ -35,18 +35,7 @@ def spawn(spec: Spec, node: Node) -> subprocess.Popen[bytes]:
 
     Must run before this namespace's own mounts are made: the new one starts with a copy of them.
     """
-    argv = [
-        "unshare",
-        "--net",
-        "--mount",
-        "--uts",
-        "--ipc",
-        "--pid",
-        "--fork",
-        "--mount-proc",
-        "--kill-child=KILL",
-    ]
-    argv += ["--propagation", "private", sys.executable, "-m", __name__, spec.state, str(node.number)]
+    argv = [*UNSHARE, sys.executable, "-m", __name__, spec.state, str(node.number)]
     log = spec.folder / "logs" / f"{node.name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

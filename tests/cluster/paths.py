@@ -24,6 +24,7 @@ NODE_PLACES_IN_MEMORY = (
     "/run/containerd",
     "/run/kube3fs",
     "/run/netns",
+    "/run/nri",
     "/var/lib/cni",
     "/var/log/containers",
 )

@@ -10,6 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+UNSHARE = (
+    *("unshare", "--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc"),
+    *("--kill-child=KILL", "--propagation", "private"),
+)
+"""Run a command as the first process of new namespaces, which end with it."""
+
+
 class ClusterError(Exception):
     """What went wrong and what to do about it, in one line."""
 

@@ -2,7 +2,9 @@
 
 import os
 import subprocess
+import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -50,7 +52,8 @@ class Supervisor:
         for name, process in self._running.items():
             if process.poll() is not None:
                 log = self._logs / f"{name}.log"
-                raise ClusterError(f"{name} ended: {last_line(log.read_text(errors='replace'))}")
+                said = last_line(log.read_text(errors="replace"))
+                raise ClusterError(f"{name} ended with exit code {process.returncode}: {said}")
 
     def wait(self, what: str, condition: Callable[[], bool], seconds: float) -> None:
         """Return when `condition` holds. ClusterError after `seconds`, or when a program ended meanwhile."""
@@ -75,7 +78,12 @@ def as_init(work: Callable[[], None]) -> int:
         try:
             work()
             code = 0
+        except ClusterError as error:
+            print(error, file=sys.stderr)
+        except BaseException:  # the last place that can tell
+            traceback.print_exc()
         finally:
+            sys.stderr.flush()
             os._exit(code)
     while True:
         pid, status = os.wait()
