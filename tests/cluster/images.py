@@ -33,8 +33,8 @@ TARGETS = {
     "client": _NATIVE,
     "demo": (*_NATIVE, "docs/examples/demo"),
 }
-_NOT_INPUT = {"target", "fuzz", "__pycache__"}
-"""Names of folders that .dockerignore leaves out as well."""
+_NOT_INPUT = {"target", "fuzz", "tests", "examples", "__pycache__", "BENCHMARKS.md", "CONTROL.md"}
+"""Names of folders and files below those that .dockerignore leaves out as well."""
 
 # Build secret of the Dockerfile: where this machine may have it.
 _SECRETS = {
@@ -84,7 +84,7 @@ def _files(path: Path) -> list[Path]:
     found = []
     for folder, folders, files in os.walk(path):
         folders[:] = sorted(set(folders) - _NOT_INPUT)
-        found += [Path(folder, name) for name in sorted(files)]
+        found += [Path(folder, name) for name in sorted(set(files) - _NOT_INPUT)]
     return found
 
 

@@ -64,7 +64,13 @@ def main() -> int:
         print(_heading(pace))
         lines = _batches(fast, slow, pace, library, top)
         lines += _overhead(fast)
-        lines += _loader(fast, pace)
+        lines += _loader(fast, pace, "")
+        # On a disk's file system with large folios pread, too, is as fast as the memory is; tmpfs has none.
+        folder = tempfile.TemporaryDirectory(dir="/dev/shm", prefix="usrbio-bench-")
+        memory = Path(stack.enter_context(folder))
+        data_file(memory / "file", pace.size)
+        in_memory = stack.enter_context(serving(memory, top / "memory"))
+        lines += _loader(in_memory, pace, ", tmpfs")
     print(_table(lines))
     if args.json:
         args.json.write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n")
@@ -129,21 +135,21 @@ def _overhead(fast: Server) -> list[Line]:
     ]
 
 
-def _loader(fast: Server, pace: Pace) -> list[Line]:
+def _loader(server: Server, pace: Pace, where: str) -> list[Line]:
     """Four processes that read records of 4 KiB to 1 MiB."""
     sides: dict[str, list[loader.Round]] = {"rings": [], "pread": []}
-    with loader.workers(fast.mount / "file") as connections:
+    with loader.workers(server.mount / "file") as connections:
         for turn in range(pace.rounds + 1):
             order = list(sides) if turn % 2 else list(reversed(sides))
             for way in order:
-                before = fast.cpu_seconds()
+                before = server.cpu_seconds()
                 measured = loader.measure(connections, way, pace.seconds)
-                daemon = fast.cpu_seconds() - before
+                daemon = server.cpu_seconds() - before
                 if turn:
                     sides[way].append(measured._replace(cpu_seconds=measured.cpu_seconds + daemon))
     rates = {way: [r.bytes / r.seconds / (1 << 20) for r in rounds] for way, rounds in sides.items()}
     cpu = {way: [r.cpu_seconds / r.bytes * (1 << 30) for r in rounds] for way, rounds in sides.items()}
-    what = f"{loader.WORKERS} workers, records of 4 KiB to 1 MiB"
+    what = f"{loader.WORKERS} workers, records of 4 KiB to 1 MiB{where}"
     thrift = _compared(what + ": CPU", "os.pread", cpu["pread"], cpu["rings"], "s/GiB", 1)
     thrift.ours, thrift.theirs = thrift.theirs, thrift.ours
     return [_compared(what, "os.pread", rates["rings"], rates["pread"], "MiB/s", 1.3), thrift]

@@ -53,10 +53,10 @@ def test_mode_and_name_count(tree: Path) -> None:
     assert len({before["usrbiod"], changed["usrbiod"], keys(tree)["usrbiod"]}) == 3
 
 
-def test_build_output_does_not_count(tree: Path) -> None:
-    """What a compiler leaves in the tree does not make another image."""
+def test_build_output_and_tests_do_not_count(tree: Path) -> None:
+    """What a compiler leaves in the tree, tests and documents do not make another image."""
     before = keys(tree)
-    for folder in ("client-native/target", "crds/src/__pycache__"):
+    for folder in ("client-native/target", "client-native/tests", "crds/src/__pycache__"):
         (tree / folder).mkdir()
         (tree / folder / "output").write_text("new")
     assert keys(tree) == before
