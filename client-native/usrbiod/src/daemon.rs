@@ -6,8 +6,8 @@
 use crate::control::Keeper;
 use crate::control::error::Refusal;
 use crate::control::message::{Hello, Kernel, Listed, OPS, PROTOCOL, Stats};
-use crate::fs::FdCache;
 use crate::fs::locks::LockTable;
+use crate::fs::{FdCache, Space};
 use crate::fuse::Pool;
 use crate::metrics::Sample;
 use crate::ring::Engine;
@@ -258,6 +258,12 @@ impl Daemon {
     pub fn stats(&self, name: &str) -> Result<Stats, Refusal> {
         let session = self.session(name)?;
         Ok(Stats::new(listed(&session), session.config.limits, &session.metrics))
+    }
+
+    /// The volume of a session has grown, or was measured.
+    pub fn set_space(&self, name: &str, space: Space) -> Result<(), Refusal> {
+        self.session(name)?.fs.set_space(space);
+        Ok(())
     }
 
     /// What a scrape sees.

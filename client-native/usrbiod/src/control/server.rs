@@ -1,9 +1,12 @@
 //! Answers the control socket.
 
 use super::error::Refusal;
-use super::message::{Attach, FDS_PER_REPLY, FdRole, Give, MAX_FDS, MAX_MESSAGE, Reply, Request, parse};
+use super::message::{
+    Attach, FDS_PER_REPLY, FdRole, Give, MAX_FDS, MAX_MESSAGE, Reply, Request, SetSpace, parse,
+};
 use super::socket::{Connection, Listener, Message, Seqpacket};
 use crate::daemon::Daemon;
+use crate::fs::Space;
 use crate::session::SessionFds;
 use crate::types::Errno;
 use serde_json::json;
@@ -120,6 +123,10 @@ impl Peer<'_> {
             }
             Request::List => return Ok(in_parts("sessions", daemon.list(), usize::MAX)),
             Request::Stats(named) => Reply::done(&daemon.stats(&named.session)?),
+            Request::Space(SetSpace { session, total, used }) => {
+                daemon.set_space(&session, Space { total, used })?;
+                Reply::done(&json!({}))
+            }
             Request::Drain => {
                 self.aside(Daemon::drain).await?;
                 Reply::done(&json!({ "sessions": daemon.list().len() }))
