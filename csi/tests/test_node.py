@@ -350,6 +350,29 @@ async def test_a_usrbiod_without_the_op_space_serves_as_before(node: Node) -> No
         assert (await in_thread(lambda: space(want.target)))[0] == space(node.data)[0]
 
 
+async def test_a_pod_that_goes_while_usrbiod_is_away_takes_no_other_with_it(node: Node) -> None:
+    """Its state goes when usrbiod is back; the other session goes on, also after the plugin was restarted."""
+    gone, stays = node.want("pod-a", "v1"), node.want("pod-b", "v1")
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        for want in gone, stays:
+            await publisher.publish(want)
+        node.daemon.kill()
+        await eventually(lambda: publisher.health(stays) is Health.WAITING)
+        await publisher.unpublish("v1", gone.target)
+        node.daemon.start()
+        await publisher.sessions.wait_up(10)
+        assert node.daemon.state_files() == [f"{stays.session}.state"]
+        await in_thread(lambda: (stays.target / "file").write_bytes(b"served"))
+    async with node.plugin() as publisher:
+        await publisher.sessions.wait_up(10)
+        node.daemon.kill()
+        node.daemon.start()
+        assert await in_thread((stays.target / "file").read_bytes) == b"served"
+        await publisher.unpublish("v1", stays.target)
+        await eventually(lambda: node.daemon.state_files() == [])
+
+
 @pytest.mark.parametrize("first", ["plugin", "daemon"])
 async def test_both_killed_at_once(node: Node, first: str) -> None:
     """Nobody holds the mount: the health says so, access fails with ENOTCONN, and publishing mounts anew."""
@@ -422,7 +445,9 @@ async def test_without_a_daemon_publishing_says_so(node: Node, monkeypatch: pyte
             await publisher.publish(late)
         await publisher.unpublish("v1", want.target)
         assert node.mounted() == []
+        assert len(node.daemon.state_files()) == 1
         node.daemon.start()
         await publisher.sessions.wait_up(10)
+        assert node.daemon.state_files() == []
         await publisher.publish(late)
         await publisher.unpublish("v1", late.target)

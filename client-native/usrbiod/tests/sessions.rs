@@ -298,6 +298,43 @@ fn a_volume_without_a_size_shows_the_file_system_below() {
 }
 
 #[test]
+fn prune_removes_the_states_that_nobody_will_resume_and_no_other() {
+    let mut daemon = DaemonProcess::start();
+    let socket = daemon.connect();
+    let mounted = Mounted::new();
+    ok(&mounted.attach(&socket, "s", false));
+    let path = |name| daemon.state_dir().join(name);
+    for name in ["gone.state", "kept.state", "no-state", ".state"] {
+        fs::write(path(name), "whatever").unwrap();
+    }
+    let prune = |exist: &[&str]| json!({"op": "prune", "sessions": exist});
+    let (pruned, _) = request(&socket, &prune(&["kept", "never-was"]), &[]);
+    assert_eq!(pruned, json!({"ok": true, "removed": 1}));
+    assert!(!path("gone.state").exists());
+    assert!(["s.state", "kept.state", "no-state", ".state"].iter().all(|name| path(name).exists()));
+
+    daemon.kill();
+    daemon.restart();
+    let socket = daemon.connect();
+    let (pruned, _) = request(&socket, &prune(&["s"]), &[]);
+    assert_eq!(pruned["removed"], 1);
+    ok(&mounted.attach(&socket, "s", true));
+    fs::write(mounted.path("mnt/file"), "text").unwrap();
+}
+
+#[test]
+fn a_drained_daemon_leaves_all_states_to_its_successor() {
+    let old = DaemonProcess::start();
+    let mounted = Mounted::new();
+    request(&old.connect(), &json!({"op": "drain"}), &[]);
+    let new = old.successor();
+    ok(&mounted.attach(&new.connect(), "s", false));
+    let prune = json!({"op": "prune", "sessions": []});
+    assert_eq!(code(&request(&old.connect(), &prune, &[]).0), "draining");
+    assert_eq!(request(&new.connect(), &prune, &[]).0["removed"], 0);
+}
+
+#[test]
 fn a_resume_needs_a_state_of_this_version() {
     let daemon = DaemonProcess::start();
     let socket = daemon.connect();

@@ -6,7 +6,7 @@ use crate::session::{Limits, SessionConfig};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
@@ -37,6 +37,8 @@ pub enum Request {
     Stats(Named),
     /// The volume of a session has grown, or was measured.
     Space(SetSpace),
+    /// Remove the states of sessions that are no more.
+    Prune(Prune),
     /// Finish what runs and take nothing new.
     Drain,
     /// Make this connection the keeper's.
@@ -93,6 +95,14 @@ pub struct SetSpace {
     pub used: u64,
 }
 
+/// `prune`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prune {
+    /// Those that still exist, besides what is attached.
+    pub sessions: BTreeSet<String>,
+}
+
 /// `give`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -108,8 +118,8 @@ pub struct Give {
 struct Nothing {}
 
 /// The ops that [`parse`] knows.
-pub const OPS: [&str; 10] =
-    ["hello", "attach", "detach", "list", "stats", "space", "drain", "keep", "give", "fds"];
+pub const OPS: [&str; 11] =
+    ["hello", "attach", "detach", "list", "stats", "space", "prune", "drain", "keep", "give", "fds"];
 
 /// Parses a message. Whatever comes of it, the `id` goes into the reply, if it could be read.
 pub fn parse(bytes: &[u8]) -> (Option<u64>, Result<Request, Refusal>) {
@@ -139,6 +149,7 @@ fn parse_op(mut fields: Map<String, Value>) -> Result<Request, Refusal> {
         "list" => nothing(Request::List, fields),
         "stats" => parse_fields(fields).map(Request::Stats),
         "space" => parse_fields(fields).map(Request::Space),
+        "prune" => parse_fields(fields).map(Request::Prune),
         "drain" => nothing(Request::Drain, fields),
         "keep" => nothing(Request::Keep, fields),
         "give" => parse_fields(fields).map(Request::Give),

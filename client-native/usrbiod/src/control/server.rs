@@ -2,7 +2,7 @@
 
 use super::error::Refusal;
 use super::message::{
-    Attach, FDS_PER_REPLY, FdRole, Give, MAX_FDS, MAX_MESSAGE, Reply, Request, SetSpace, parse,
+    Attach, FDS_PER_REPLY, FdRole, Give, MAX_FDS, MAX_MESSAGE, Prune, Reply, Request, SetSpace, parse,
 };
 use super::socket::{Connection, Listener, Message, Seqpacket};
 use crate::daemon::Daemon;
@@ -127,6 +127,10 @@ impl Peer<'_> {
                 daemon.set_space(&session, Space { total, used })?;
                 Reply::done(&json!({}))
             }
+            Request::Prune(Prune { sessions }) => {
+                let removed = self.aside(move |daemon| daemon.prune(&sessions)).await?;
+                Reply::done(&json!({ "removed": removed }))
+            }
             Request::Drain => {
                 self.aside(Daemon::drain).await?;
                 Reply::done(&json!({ "sessions": daemon.list().len() }))
@@ -146,10 +150,10 @@ impl Peer<'_> {
     }
 
     /// Does what may wait for storage, while the runtime goes on.
-    async fn aside(
+    async fn aside<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Daemon) -> Result<(), Refusal> + Send + 'static,
-    ) -> Result<(), Refusal> {
+        work: impl FnOnce(&Daemon) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
         let daemon = self.daemon.clone();
         tokio::task::spawn_blocking(move || work(&daemon)).await.unwrap_or(Err(Refusal::Panicked))
     }

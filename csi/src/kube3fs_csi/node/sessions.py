@@ -200,8 +200,21 @@ class Sessions:
             for name, config in wanted.items():
                 if name not in listed and "fuse" in self._fds.get(name, {}):
                     await self._resume(control, config)
+            await self._prune(control, wanted.keys() - self._served)
         self.daemon = DaemonState(True, "", hello)
         log.info("usrbiod %s serves %d sessions", hello["version"], len(self._served))
+
+    async def _prune(self, control: Connection, unserved: Iterable[str]) -> None:
+        """Has the daemon remove the states of sessions that ended while it was away.
+
+        It spares what it serves, and `unserved`: another plugin may be about to give it these.
+        """
+        if "prune" not in self._ops:
+            return
+        try:
+            await control.request("prune", sessions=sorted(unserved))
+        except (DaemonError, DaemonGone) as error:  # nobody waits for it; the next time will do
+            log.warning("states of ended sessions stay: %s", error)
 
     async def _take_from(self, predecessor: Path) -> None:
         """Ends the work of a daemon that ours succeeds, and takes its fds (CONTROL.md, "Take-over")."""
