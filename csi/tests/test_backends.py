@@ -134,7 +134,9 @@ def test_btrfs_holds_a_volume_to_its_size(make_root: MakeRoot) -> None:
     with pytest.raises(OSError, match="quota"):
         write_synced(path, 64)
     assert 14 * MIB < path.stat().st_size <= 16 * MIB
+    assert backend.last_used("v1") == 0
     assert 14 * MIB < backend.usage("v1").used <= 17 * MIB
+    assert backend.last_used("v1") > 14 * MIB
     backend.resize("v1", 64 * MIB)
     with path.open("ab") as file:
         file.write(os.urandom(16 * MIB))

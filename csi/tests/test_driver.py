@@ -1,6 +1,7 @@
 """Both processes together, with a stand-in API server and the real usrbiod."""
 
 import asyncio
+import os
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -107,6 +108,28 @@ async def test_a_volume_from_its_making_to_its_end(driver: Driver, calls: Calls)
     assert driver.api.get("storagevolumes", "pvc-1") is None
     assert list((driver.data / "volumes").iterdir()) == []
     await eventually(lambda: list((driver.data / "trash").iterdir()) == [])
+
+
+async def test_a_volume_grows_under_its_pod(calls: Calls) -> None:
+    """`df` shows the size that was asked for, and the new one as soon as NodeExpandVolume has returned."""
+
+    def size() -> int:
+        stat = os.statvfs(target)
+        return stat.f_blocks * stat.f_frsize
+
+    await calls.create()
+    target = await calls.publish()
+    assert await asyncio.to_thread(size) == 8 * MIB
+    more = csi_pb2.CapacityRange(required_bytes=16 * MIB)
+    await calls.controller.ControllerExpandVolume(
+        csi_pb2.ControllerExpandVolumeRequest(volume_id="pvc-1", capacity_range=more), timeout=20
+    )
+    await calls.node.NodeExpandVolume(
+        csi_pb2.NodeExpandVolumeRequest(volume_id="pvc-1", volume_path=str(target), capacity_range=more),
+        timeout=20,
+    )
+    assert await asyncio.to_thread(size) == 16 * MIB
+    await calls.unpublish()
 
 
 async def test_a_mounted_volume_is_not_deleted(driver: Driver, calls: Calls) -> None:

@@ -91,6 +91,12 @@ async def in_thread(work: Callable[[], T]) -> T:
     return await asyncio.wait_for(asyncio.to_thread(work), 20)
 
 
+def space(target: Path) -> tuple[int, int]:
+    """Bytes that `df` shows: all and free."""
+    stat = os.statvfs(target)
+    return stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
+
+
 async def test_a_published_volume_is_a_3fs_mount(node: Node) -> None:
     """A pod writes through a mount of type fuse.hf3fs with 3fs-virt; unpublishing leaves nothing."""
     async with node.plugin() as publisher:
@@ -294,6 +300,79 @@ async def test_a_restarted_plugin_gets_the_fds_back(node: Node) -> None:
         assert len(mounts.mounts_at(want.target)) == 1
 
 
+@pytest.mark.parametrize("kind", ["filesystem", "scratch"])
+async def test_a_volume_shows_its_own_size(node: Node, kind: str) -> None:
+    """`df` in a pod shows the volume's size and use, also after usrbiod or the plugin was killed."""
+    want = node.want("pod-a", "v1", kind=kind, size=16 * MIB if kind == "scratch" else 0)
+    async with node.plugin() as publisher:
+        if kind == "filesystem":
+            node.make_volume(publisher, "v1")
+        await publisher.publish(want)
+        assert await in_thread(lambda: space(want.target)) == (16 * MIB, 16 * MIB)
+        await in_thread(lambda: (want.target / "file").write_bytes(bytes(MIB)))
+        used = (await publisher.measure(want)).used
+        assert used >= MIB
+        assert await in_thread(lambda: space(want.target)) == (16 * MIB, 16 * MIB - used)
+        node.daemon.kill()
+        node.daemon.start()
+        assert await in_thread(lambda: space(want.target)) == (16 * MIB, 16 * MIB - used)
+    async with node.plugin() as publisher:
+        await publisher.sessions.wait_up(10)
+        assert await in_thread(lambda: space(want.target)) == (16 * MIB, 16 * MIB - used)
+        node.daemon.kill()
+        node.daemon.start()  # nobody has measured since the plugin was restarted
+        assert await in_thread(lambda: space(want.target)) == (16 * MIB, 16 * MIB)
+
+
+async def test_every_pod_sees_that_a_volume_has_grown(node: Node) -> None:
+    """A volume that has grown shows its new size in all its pods, and others keep theirs."""
+    async with node.plugin() as publisher:
+        wants = [node.want(pod, volume) for pod, volume in (("a", "v1"), ("b", "v1"), ("c", "v2"))]
+        for volume in "v1", "v2":
+            node.make_volume(publisher, volume)
+        for want in wants:
+            await publisher.publish(want)
+        publisher.clusters.backend("ns/fast").resize("v1", 32 * MIB)
+        await publisher.grown("v1")
+        sizes = [(await in_thread(lambda want=want: space(want.target)))[0] for want in wants]
+        assert sizes == [32 * MIB, 32 * MIB, 16 * MIB]
+
+
+async def test_a_usrbiod_without_the_op_space_serves_as_before(node: Node) -> None:
+    """An older usrbiod is not told of sizes, which it would refuse: the file system below answers."""
+    want = node.want("pod-a", "v1")
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        await publisher.sessions.wait_up(10)
+        publisher.sessions._ops -= {"space"}
+        await publisher.publish(want)
+        await publisher.measure(want)
+        assert (await in_thread(lambda: space(want.target)))[0] == space(node.data)[0]
+
+
+async def test_a_pod_that_goes_while_usrbiod_is_away_takes_no_other_with_it(node: Node) -> None:
+    """Its state goes when usrbiod is back; the other session goes on, also after the plugin was restarted."""
+    gone, stays = node.want("pod-a", "v1"), node.want("pod-b", "v1")
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        for want in gone, stays:
+            await publisher.publish(want)
+        node.daemon.kill()
+        await eventually(lambda: publisher.health(stays) is Health.WAITING)
+        await publisher.unpublish("v1", gone.target)
+        node.daemon.start()
+        await publisher.sessions.wait_up(10)
+        assert node.daemon.state_files() == [f"{stays.session}.state"]
+        await in_thread(lambda: (stays.target / "file").write_bytes(b"served"))
+    async with node.plugin() as publisher:
+        await publisher.sessions.wait_up(10)
+        node.daemon.kill()
+        node.daemon.start()
+        assert await in_thread((stays.target / "file").read_bytes) == b"served"
+        await publisher.unpublish("v1", stays.target)
+        await eventually(lambda: node.daemon.state_files() == [])
+
+
 @pytest.mark.parametrize("first", ["plugin", "daemon"])
 async def test_both_killed_at_once(node: Node, first: str) -> None:
     """Nobody holds the mount: the health says so, access fails with ENOTCONN, and publishing mounts anew."""
@@ -366,7 +445,9 @@ async def test_without_a_daemon_publishing_says_so(node: Node, monkeypatch: pyte
             await publisher.publish(late)
         await publisher.unpublish("v1", want.target)
         assert node.mounted() == []
+        assert len(node.daemon.state_files()) == 1
         node.daemon.start()
         await publisher.sessions.wait_up(10)
+        assert node.daemon.state_files() == []
         await publisher.publish(late)
         await publisher.unpublish("v1", late.target)

@@ -84,9 +84,11 @@ def test_two_pods_cannot_reach_each_others_buffers(namespace: Namespace) -> None
 
 
 def test_a_volume_stops_at_its_size_and_grows_online(namespace: Namespace, cluster: Cluster) -> None:
-    """On btrfs writing ends at the size; a bigger claim lets it go on without a restart."""
+    """On btrfs writing ends at the size, which `df` shows; a bigger claim lets it go on without a restart."""
     namespace.apply([claim("data", CLASSES["btrfs"], "32Mi"), pod("p", {"/data": of_claim("data")})])
     namespace.wait_ready("p")
+    size = "df -B1 --output=size /data | tail -1"
+    assert int(shell(namespace, "p", size)) == 32 << 20
     fill = "dd if=/dev/urandom of=/data/big bs=1M count=40 conv=fsync 2>&1"
     with pytest.raises(ExecFailed, match=r"Disk quota exceeded|No space left"):
         shell(namespace, "p", fill)
@@ -98,6 +100,7 @@ def test_a_volume_stops_at_its_size_and_grows_online(namespace: Namespace, clust
         return True
 
     wait_for("the claim has grown", grown)
+    assert int(shell(namespace, "p", size)) == 96 << 20
     shell(namespace, "p", fill)
 
 

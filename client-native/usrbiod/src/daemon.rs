@@ -6,8 +6,8 @@
 use crate::control::Keeper;
 use crate::control::error::Refusal;
 use crate::control::message::{Hello, Kernel, Listed, OPS, PROTOCOL, Stats};
-use crate::fs::FdCache;
 use crate::fs::locks::LockTable;
+use crate::fs::{FdCache, Space};
 use crate::fuse::Pool;
 use crate::metrics::Sample;
 use crate::ring::Engine;
@@ -16,7 +16,7 @@ use crate::state::SessionState;
 use crate::types::{Errno, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::FileType;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -204,10 +204,12 @@ impl Daemon {
         SessionState::open(&self.state_dir, name).map_err(failed)
     }
 
-    fn remove_state(&self, name: &str) {
-        if let Err(errno) = SessionState::remove(&self.state_dir, name) {
+    fn remove_state(&self, name: &str) -> bool {
+        let removed = SessionState::remove(&self.state_dir, name);
+        if let Err(errno) = removed {
             tracing::warn!(session = name, %errno, "cannot remove the state file");
         }
+        removed.is_ok()
     }
 
     /// Stops to serve a mount, and removes everything of the session.
@@ -220,6 +222,30 @@ impl Daemon {
         }
         self.end(&session, false);
         Ok(())
+    }
+
+    /// Removes the states of sessions that are not attached and are none of `exist`: nobody will resume those. Returns how
+    /// many.
+    pub fn prune(&self, exist: &BTreeSet<String>) -> Result<usize, Refusal> {
+        let mut states = SessionState::names(&self.state_dir).map_err(|errno| Refusal::Unlisted { errno })?;
+        states.retain(|name| !exist.contains(name));
+        let mut removed = 0;
+        for name in states {
+            // One that is being attached or detached takes care of its state itself.
+            let Ok(_reserved) = self.reserve(&name) else { continue };
+            // After the reservation, as in `attach`: from then on the states are the successor's.
+            if self.draining.load(Ordering::SeqCst) {
+                return Err(Refusal::Draining);
+            }
+            if !self.sessions().contains_key(&name) && self.remove_state(&name) {
+                tracing::info!(
+                    session = name,
+                    "removed the state of a session that ended while nobody served"
+                );
+                removed += 1;
+            }
+        }
+        Ok(removed)
     }
 
     /// The mount went away by itself. On a worker of the pool, which has dropped the session.
@@ -258,6 +284,12 @@ impl Daemon {
     pub fn stats(&self, name: &str) -> Result<Stats, Refusal> {
         let session = self.session(name)?;
         Ok(Stats::new(listed(&session), session.config.limits, &session.metrics))
+    }
+
+    /// The volume of a session has grown, or was measured.
+    pub fn set_space(&self, name: &str, space: Space) -> Result<(), Refusal> {
+        self.session(name)?.fs.set_space(space);
+        Ok(())
     }
 
     /// What a scrape sees.

@@ -4,7 +4,7 @@
 use crate::clients::ClientWatch;
 use crate::control::Keeper;
 use crate::fs::locks::LockTable;
-use crate::fs::{FdCache, Fs, Keeping};
+use crate::fs::{FdCache, Fs, Keeping, Space};
 use crate::fuse::{Channel, Pool, asked};
 use crate::metrics::SessionMetrics;
 use crate::ring::{Engine, RingsConfig, SessionRings};
@@ -60,6 +60,9 @@ pub struct SessionConfig {
     /// are known by their user otherwise.
     #[serde(default)]
     pub idmap: bool,
+    /// What the volume has at first.
+    #[serde(default)]
+    pub space: Space,
 }
 
 fn yes() -> bool {
@@ -132,6 +135,7 @@ impl Session {
         let keeping = Keeping::new(shared.keeper.clone(), config.name.clone(), kept.as_mut());
         let (read_only, cache) = (config.read_only, shared.fds.clone());
         let fs = Arc::new(Fs::new(channel.clone(), state.clone(), fds.backing, read_only, cache, keeping)?);
+        fs.set_space(config.space);
         let rings = RingsConfig {
             session: config.name.clone(),
             files: fs.clone(),

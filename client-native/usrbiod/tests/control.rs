@@ -61,6 +61,9 @@ fn every_kind_of_wrong_input_has_its_code_and_the_connection_goes_on() {
     assert_eq!(refused(br#"{"op": "detach"}"#, &[]), "invalid-field");
     assert_eq!(refused(br#"{"op": "detach", "session": "none"}"#, &[]), "session-unknown");
     assert_eq!(refused(br#"{"op": "stats", "session": "none"}"#, &[]), "session-unknown");
+    let space = br#"{"op": "space", "session": "none", "total": 1, "used": 0}"#;
+    assert_eq!(refused(space, &[]), "session-unknown");
+    assert_eq!(refused(br#"{"op": "space", "session": "none", "total": -1}"#, &[]), "invalid-field");
     assert_eq!(refused(br#"{"op": "hello"}"#, &[dir("/")]), "too-many-fds");
 
     let two = ["fuse", "backing"];

@@ -43,6 +43,17 @@ impl Mounted {
 
     fn attach(&self, socket: &Seqpacket, name: &str, resume: bool) -> Value {
         let config = json!({"name": name, "cluster": "test", "mount_point": self.path("mnt")});
+        self.attach_as(socket, config, resume)
+    }
+
+    /// Attaches a volume that has a size of its own.
+    fn attach_sized(&self, socket: &Seqpacket, name: &str, space: Value, resume: bool) -> Value {
+        let mount_point = self.path("mnt");
+        let config = json!({"name": name, "cluster": "test", "mount_point": mount_point, "space": space});
+        self.attach_as(socket, config, resume)
+    }
+
+    fn attach_as(&self, socket: &Seqpacket, config: Value, resume: bool) -> Value {
         let attach =
             json!({"op": "attach", "config": config, "fds": ["fuse", "backing", "shm"], "resume": resume});
         let fds: Vec<_> = self.fds.iter().map(AsFd::as_fd).collect();
@@ -60,6 +71,13 @@ impl Mounted {
 
     fn is_registered(&self) -> bool {
         fs::read_link(self.path("mnt/3fs-virt/iovs").join(IOV)).is_ok()
+    }
+
+    /// Bytes that `df` shows: all and free.
+    fn space(&self) -> (u64, u64) {
+        let stat = rustix::fs::statvfs(self.path("mnt")).unwrap();
+        assert_eq!(stat.f_bfree, stat.f_bavail, "more is left below than the volume has");
+        (stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize)
     }
 
     fn semaphores(&self) -> usize {
@@ -236,6 +254,84 @@ fn what_the_peer_does_not_give_back_is_dropped_alone() {
     assert!(!mounted.is_registered());
     fs::write(mounted.path("mnt/file"), "text").unwrap();
     drop(buffer);
+}
+
+#[test]
+fn a_volume_has_its_own_size_for_df_and_a_successor_knows_it() {
+    let mut daemon = DaemonProcess::start();
+    let socket = daemon.connect();
+    let mounted = Mounted::new();
+    let (total, used) = (4 << 20, 1 << 20);
+    ok(&mounted.attach_sized(&socket, "s", json!({"total": total}), false));
+    assert_eq!(mounted.space(), (total, total));
+    let mut space = json!({"op": "space", "session": "s", "total": total, "used": used});
+    ok(&request(&socket, &space, &[]).0);
+    assert_eq!(mounted.space(), (total, total - used));
+    space["total"] = json!(2 * total);
+    ok(&request(&socket, &space, &[]).0);
+    assert_eq!(mounted.space(), (2 * total, 2 * total - used));
+
+    daemon.kill();
+    daemon.restart();
+    let socket = daemon.connect();
+    assert_eq!(code(&request(&socket, &space, &[]).0), "session-unknown");
+    ok(&mounted.attach_sized(&socket, "s", json!({"total": 2 * total, "used": used}), true));
+    assert_eq!(mounted.space(), (2 * total, 2 * total - used));
+}
+
+#[test]
+fn a_volume_without_a_size_shows_the_file_system_below() {
+    let daemon = DaemonProcess::start();
+    let socket = daemon.connect();
+    let mounted = Mounted::new();
+    ok(&mounted.attach(&socket, "s", false));
+    let shown = |name| rustix::fs::statvfs(mounted.path(name)).unwrap();
+    assert_eq!(
+        (shown("mnt").f_blocks, shown("mnt").f_frsize),
+        (shown("data").f_blocks, shown("data").f_frsize)
+    );
+    ok(&request(&socket, &json!({"op": "space", "session": "s", "total": 8192}), &[]).0);
+    assert_eq!(mounted.space().0, 8192);
+    assert_eq!((shown("mnt").f_files, shown("mnt").f_bsize), (shown("data").f_files, shown("data").f_bsize));
+    ok(&request(&socket, &json!({"op": "space", "session": "s", "total": 0}), &[]).0);
+    assert_eq!(shown("mnt").f_blocks, shown("data").f_blocks);
+}
+
+#[test]
+fn prune_removes_the_states_that_nobody_will_resume_and_no_other() {
+    let mut daemon = DaemonProcess::start();
+    let socket = daemon.connect();
+    let mounted = Mounted::new();
+    ok(&mounted.attach(&socket, "s", false));
+    let path = |name| daemon.state_dir().join(name);
+    for name in ["gone.state", "kept.state", "no-state", ".state"] {
+        fs::write(path(name), "whatever").unwrap();
+    }
+    let prune = |exist: &[&str]| json!({"op": "prune", "sessions": exist});
+    let (pruned, _) = request(&socket, &prune(&["kept", "never-was"]), &[]);
+    assert_eq!(pruned, json!({"ok": true, "removed": 1}));
+    assert!(!path("gone.state").exists());
+    assert!(["s.state", "kept.state", "no-state", ".state"].iter().all(|name| path(name).exists()));
+
+    daemon.kill();
+    daemon.restart();
+    let socket = daemon.connect();
+    let (pruned, _) = request(&socket, &prune(&["s"]), &[]);
+    assert_eq!(pruned["removed"], 1);
+    ok(&mounted.attach(&socket, "s", true));
+    fs::write(mounted.path("mnt/file"), "text").unwrap();
+}
+
+#[test]
+fn a_drained_daemon_leaves_all_states_to_its_successor() {
+    let old = DaemonProcess::start();
+    let mounted = Mounted::new();
+    request(&old.connect(), &json!({"op": "drain"}), &[]);
+    let new = old.successor();
+    ok(&mounted.attach(&new.connect(), "s", false));
+    let prune = json!({"op": "prune", "sessions": []});
+    assert_eq!(code(&request(&old.connect(), &prune, &[]).0), "draining");
+    assert_eq!(request(&new.connect(), &prune, &[]).0["removed"], 0);
 }
 
 #[test]

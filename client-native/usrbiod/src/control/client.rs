@@ -86,6 +86,8 @@ pub fn encode(request: &Request) -> Vec<u8> {
         Request::Detach(named) => with("detach", named),
         Request::List => with("list", &none),
         Request::Stats(named) => with("stats", named),
+        Request::Space(space) => with("space", space),
+        Request::Prune(prune) => with("prune", prune),
         Request::Drain => with("drain", &none),
         Request::Keep => with("keep", &none),
         Request::Give(give) => with("give", give),

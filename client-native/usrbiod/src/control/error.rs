@@ -52,6 +52,8 @@ pub enum Refusal {
     Panicked,
     #[error("{what} of session {session}: {errno}; the daemon's log says more")]
     Failed { what: &'static str, session: String, errno: Errno },
+    #[error("the state directory cannot be read: {errno}")]
+    Unlisted { errno: Errno },
     #[error(
         "session {session} is being attached or detached by another request: ask again when that is done"
     )]
@@ -82,7 +84,7 @@ impl Refusal {
             Refusal::StateVersion { .. } => "state-version",
             Refusal::Draining => "draining",
             Refusal::IsKeeper => "is-keeper",
-            Refusal::Panicked | Refusal::Failed { .. } => "failed",
+            Refusal::Panicked | Refusal::Failed { .. } | Refusal::Unlisted { .. } => "failed",
             Refusal::SessionBusy { .. } | Refusal::Busy { .. } => "busy",
         }
     }

@@ -6,7 +6,7 @@ use crate::session::{Limits, SessionConfig};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
@@ -35,6 +35,10 @@ pub enum Request {
     List,
     /// Numbers of one session.
     Stats(Named),
+    /// The volume of a session has grown, or was measured.
+    Space(SetSpace),
+    /// Remove the states of sessions that are no more.
+    Prune(Prune),
     /// Finish what runs and take nothing new.
     Drain,
     /// Make this connection the keeper's.
@@ -78,6 +82,27 @@ pub struct Named {
     pub session: String,
 }
 
+/// `space`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetSpace {
+    /// Its session.
+    pub session: String,
+    /// Bytes of the volume; 0 for those of the backing file system.
+    pub total: u64,
+    /// Bytes of these in use.
+    #[serde(default)]
+    pub used: u64,
+}
+
+/// `prune`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prune {
+    /// Those that still exist, besides what is attached.
+    pub sessions: BTreeSet<String>,
+}
+
 /// `give`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -93,7 +118,8 @@ pub struct Give {
 struct Nothing {}
 
 /// The ops that [`parse`] knows.
-pub const OPS: [&str; 9] = ["hello", "attach", "detach", "list", "stats", "drain", "keep", "give", "fds"];
+pub const OPS: [&str; 11] =
+    ["hello", "attach", "detach", "list", "stats", "space", "prune", "drain", "keep", "give", "fds"];
 
 /// Parses a message. Whatever comes of it, the `id` goes into the reply, if it could be read.
 pub fn parse(bytes: &[u8]) -> (Option<u64>, Result<Request, Refusal>) {
@@ -122,6 +148,8 @@ fn parse_op(mut fields: Map<String, Value>) -> Result<Request, Refusal> {
         "detach" => parse_fields(fields).map(Request::Detach),
         "list" => nothing(Request::List, fields),
         "stats" => parse_fields(fields).map(Request::Stats),
+        "space" => parse_fields(fields).map(Request::Space),
+        "prune" => parse_fields(fields).map(Request::Prune),
         "drain" => nothing(Request::Drain, fields),
         "keep" => nothing(Request::Keep, fields),
         "give" => parse_fields(fields).map(Request::Give),

@@ -1,9 +1,12 @@
 //! Answers the control socket.
 
 use super::error::Refusal;
-use super::message::{Attach, FDS_PER_REPLY, FdRole, Give, MAX_FDS, MAX_MESSAGE, Reply, Request, parse};
+use super::message::{
+    Attach, FDS_PER_REPLY, FdRole, Give, MAX_FDS, MAX_MESSAGE, Prune, Reply, Request, SetSpace, parse,
+};
 use super::socket::{Connection, Listener, Message, Seqpacket};
 use crate::daemon::Daemon;
+use crate::fs::Space;
 use crate::session::SessionFds;
 use crate::types::Errno;
 use serde_json::json;
@@ -120,6 +123,14 @@ impl Peer<'_> {
             }
             Request::List => return Ok(in_parts("sessions", daemon.list(), usize::MAX)),
             Request::Stats(named) => Reply::done(&daemon.stats(&named.session)?),
+            Request::Space(SetSpace { session, total, used }) => {
+                daemon.set_space(&session, Space { total, used })?;
+                Reply::done(&json!({}))
+            }
+            Request::Prune(Prune { sessions }) => {
+                let removed = self.aside(move |daemon| daemon.prune(&sessions)).await?;
+                Reply::done(&json!({ "removed": removed }))
+            }
             Request::Drain => {
                 self.aside(Daemon::drain).await?;
                 Reply::done(&json!({ "sessions": daemon.list().len() }))
@@ -139,10 +150,10 @@ impl Peer<'_> {
     }
 
     /// Does what may wait for storage, while the runtime goes on.
-    async fn aside(
+    async fn aside<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Daemon) -> Result<(), Refusal> + Send + 'static,
-    ) -> Result<(), Refusal> {
+        work: impl FnOnce(&Daemon) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
         let daemon = self.daemon.clone();
         tokio::task::spawn_blocking(move || work(&daemon)).await.unwrap_or(Err(Refusal::Panicked))
     }

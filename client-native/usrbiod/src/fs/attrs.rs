@@ -1,6 +1,7 @@
 //! Attributes, extended attributes, and what the file system as a whole says of itself.
 
 use super::Fs;
+use super::space::Space;
 use super::types::{SetAttr, SetTime, Statfs, Statx};
 use crate::sys::creds::{Scope, prepare_thread};
 use crate::sys::path::{chmod, proc_path};
@@ -85,10 +86,16 @@ impl Fs {
         self.nodes.key(node).map(drop)
     }
 
+    /// Has `statfs` answer for a volume of that size from now on.
+    pub fn set_space(&self, space: Space) {
+        *self.space.lock().unwrap_or_else(|e| e.into_inner()) = space;
+    }
+
     /// FUSE_STATFS.
     pub fn statfs(&self, node: NodeId) -> Result<Statfs> {
         let stat = rustix::fs::fstatvfs(&*self.nodes.path_fd(node)?)?;
-        Ok(Statfs {
+        let space = *self.space.lock().unwrap_or_else(|e| e.into_inner());
+        Ok(space.of_volume(Statfs {
             blocks: stat.f_blocks,
             bfree: stat.f_bfree,
             bavail: stat.f_bavail,
@@ -97,7 +104,7 @@ impl Fs {
             bsize: u32::try_from(stat.f_bsize).unwrap_or(u32::MAX),
             namelen: u32::try_from(stat.f_namemax).unwrap_or(u32::MAX),
             frsize: u32::try_from(stat.f_frsize).unwrap_or(u32::MAX),
-        })
+        }))
     }
 
     /// FUSE_SYNCFS.

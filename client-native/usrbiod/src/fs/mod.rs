@@ -17,6 +17,7 @@ pub mod locks;
 mod names;
 mod nodes;
 mod opens;
+mod space;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -24,14 +25,15 @@ mod types;
 pub use backing::BackingFile;
 pub use fd_cache::FdCache;
 pub use kept::Keeping;
+pub use space::Space;
 pub use types::{DirEntry, Opened, SetAttr, SetTime, Statfs, Statx};
 
 use crate::fuse::Channel;
 use crate::state::SessionState;
 use crate::types::{Errno, Ino, NodeId, Owner, Result};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 /// The backing directory of one session as a file system.
 pub struct Fs {
@@ -40,6 +42,7 @@ pub struct Fs {
     nodes: nodes::Nodes,
     opens: opens::Opens,
     dirs: dirs::Dirs,
+    space: Mutex<Space>,
 }
 
 impl Fs {
@@ -57,7 +60,7 @@ impl Fs {
         let kept = keeping.return_to(&nodes);
         let opens = opens::Opens::new(state, channel.clone(), &nodes, keeping);
         opens.resume_kept(&nodes, kept);
-        Ok(Fs { channel, read_only, nodes, opens, dirs: dirs::Dirs::default() })
+        Ok(Fs { channel, read_only, nodes, opens, dirs: dirs::Dirs::default(), space: Mutex::default() })
     }
 
     fn writable(&self) -> Result<()> {

@@ -444,7 +444,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fs::FdCache;
+    use crate::fs::{FdCache, Space};
     use crate::ring::Engine;
     use crate::session::{Limits, SessionConfig, SessionFds};
     use crate::state::SessionState;
@@ -466,6 +466,7 @@ mod tests {
             read_only: false,
             passthrough: false,
             idmap: false,
+            space: Space::default(),
         };
         let parts = crate::session::Shared {
             keeper: Arc::default(),

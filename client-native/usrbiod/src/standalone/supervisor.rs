@@ -5,6 +5,7 @@ use super::{Options, ServeError};
 use crate::control::client::{Client, ClientError, decode, encode};
 use crate::control::message::{Attach, Event, FDS_PER_REPLY, FdRole, Give, Named, Request};
 use crate::control::socket::{Connection, Message};
+use crate::fs::Space;
 use crate::session::{Limits, SessionConfig};
 use crate::sys::mount;
 use crate::types::Errno;
@@ -230,6 +231,7 @@ impl Supervisor<'_> {
                 read_only: self.options.read_only,
                 passthrough: self.options.passthrough,
                 idmap: false,
+                space: Space::default(),
             },
             fds: vec![FdRole::Fuse, FdRole::Backing, FdRole::Shm],
             resume,

@@ -62,6 +62,17 @@ impl SessionState {
         rustix::fs::statat(dir, format!("{name}.state"), flags).is_ok()
     }
 
+    /// Names of all sessions that have a state in `dir`, of whatever version.
+    pub fn names(dir: impl AsFd) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(dir)? {
+            let entry = entry?;
+            let name = entry.file_name().to_str().ok().and_then(|file| file.strip_suffix(".state"));
+            names.extend(name.filter(|name| !name.is_empty()).map(str::to_owned));
+        }
+        Ok(names)
+    }
+
     /// Removes the state of session `name` from `dir`.
     pub fn remove(dir: impl AsFd, name: &str) -> Result<()> {
         rustix::fs::unlinkat(dir, format!("{name}.state"), rustix::fs::AtFlags::empty())

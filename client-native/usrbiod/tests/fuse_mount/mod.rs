@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use tempfile::TempDir;
-use usrbiod::fs::FdCache;
+use usrbiod::fs::{FdCache, Space};
 use usrbiod::fuse::Pool;
 use usrbiod::ring::Engine;
 use usrbiod::session::{Limits, Session, SessionConfig, SessionFds, Shared};
@@ -125,6 +125,7 @@ pub fn session(
         read_only: setup.read_only,
         passthrough: setup.passthrough,
         idmap: setup.idmap,
+        space: Space::default(),
     };
     let (session, lost) = Session::new(config, fds, state, shared, number, None).unwrap();
     assert_eq!(lost, 0);

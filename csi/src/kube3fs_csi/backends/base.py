@@ -89,6 +89,7 @@ class Backend(ABC):
     def __init__(self, root: Path, features: Features) -> None:
         self.root = root
         self.features = features
+        self._last_used: dict[str, int] = {}
 
     def prepare(self) -> None:
         """Makes the layout, and throws away what was being made when the last process died."""
@@ -155,6 +156,8 @@ class Backend(ABC):
 
     def delete(self, kind: Kind, name: str) -> None:
         """Takes the volume or snapshot away at once, and frees its space by and by (`empty_trash`)."""
+        if kind == "volume":
+            self._last_used.pop(name, None)
         try:
             self.path(kind, name).rename(self.root / "trash" / f"{name}.{secrets.token_hex(4)}")
         except FileNotFoundError:
@@ -179,9 +182,19 @@ class Backend(ABC):
         allocated = sum(self._promised(volume) for volume in volumes)
         return Space(stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize, allocated, len(volumes))
 
-    @abstractmethod
     def usage(self, name: str) -> Usage:
         """What the volume has and uses. Looks at the data root, never through the mount."""
+        measured = self._measure(name)
+        self._last_used[name] = measured.used
+        return measured
+
+    def last_used(self, name: str) -> int:
+        """Bytes that `usage` found in use last, at no cost; 0 if nobody has asked yet."""
+        return self._last_used.get(name, 0)
+
+    @abstractmethod
+    def _measure(self, name: str) -> Usage:
+        """See `usage`."""
 
     @abstractmethod
     def _make(self, path: Path) -> None:

@@ -38,7 +38,7 @@ class BtrfsBackend(Backend):
             except CommandFailed as error:  # the kernel still cleans the subvolume up; the next time will do
                 log.debug("%s", error)
 
-    def usage(self, name: str) -> Usage:
+    def _measure(self, name: str) -> Usage:
         """Bytes as the qgroup counts them, at the last commit. Inodes have no limit and are not counted."""
         path = self.existing("volume", name)
         referenced = parse_referenced(

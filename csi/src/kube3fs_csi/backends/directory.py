@@ -38,7 +38,7 @@ class DirectoryBackend(Backend):
         self._mount_point = mount.path
         self._measured = _Measured()
 
-    def usage(self, name: str) -> Usage:
+    def _measure(self, name: str) -> Usage:
         """Bytes and inodes counted by walking the volume, a few per cent of the time (`_Measured`)."""
         path = self.existing("volume", name)
         used, inodes = self._measured.measure(path)

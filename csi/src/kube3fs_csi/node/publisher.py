@@ -3,11 +3,12 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from kube3fs_csi.backends.base import Usage
 from kube3fs_csi.node import mounts
 from kube3fs_csi.node.clusters import Clusters
 from kube3fs_csi.node.group import give_to_group
@@ -92,7 +93,19 @@ class Publisher:
 
     def wanted_sessions(self) -> dict[str, Json]:
         """Configs of the sessions that usrbiod should serve."""
-        return {record.session: config(record) for record in self.store.all() if record.is_mount_of_ours}
+        return {
+            record.session: self._config(record) for record in self.store.all() if record.is_mount_of_ours
+        }
+
+    async def measure(self, record: Published) -> Usage:
+        """What a volume has and uses. From now on `df` in the pod shows it, too."""
+        usage = await self.blocking(self.clusters.backend(record.cluster).usage, record.volume_id)
+        await self._tell_space([record])
+        return usage
+
+    async def grown(self, volume_id: str) -> None:
+        """Has `df` show the new size of a volume, in every pod that has it."""
+        await self._tell_space(record for record in self.store.all() if record.volume_id == volume_id)
 
     async def adopt(self) -> None:
         """At start: cleans up what no record knows, and records that a reboot made void.
@@ -140,7 +153,25 @@ class Publisher:
             return
         await self.sessions.wait_up(WAIT_FOR_DAEMON_SECONDS)
         fds = await self.blocking(self._mount, want)
-        await self.sessions.attach(config(want), fds)
+        await self.sessions.attach(self._config(want), fds)
+
+    def _config(self, record: Published) -> Json:
+        space = self._space(record)
+        return config(record) | ({"space": space} if space else {})
+
+    def _space(self, record: Published) -> Json | None:
+        """Size and use of a volume, as far as known without measuring; None while its data is away."""
+        try:
+            backend = self.clusters.backend(record.cluster)
+            total = backend.capacity(record.volume_id)
+        except (CsiError, OSError) as error:
+            log.info("the size of volume %s is not known now: %s", record.volume_id, error)
+            return None
+        return {"total": total, "used": backend.last_used(record.volume_id)}
+
+    async def _tell_space(self, records: Iterable[Published]) -> None:
+        known = {record.session: self._space(record) for record in records if record.is_mount_of_ours}
+        await self.sessions.set_space({name: space for name, space in known.items() if space})
 
     def _bind(self, want: Published) -> None:
         make_target(want.target)

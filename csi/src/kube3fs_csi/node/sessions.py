@@ -59,6 +59,7 @@ class Sessions:
         self._superseded = superseded
         self._fds: dict[str, dict[str, int]] = {}
         self._served: set[str] = set()
+        self._ops: frozenset[str] = frozenset()
         self._forgotten: set[tuple[str, str]] | None = None
         self._up = asyncio.Event()
         self._settled = asyncio.Event()
@@ -106,6 +107,7 @@ class Sessions:
             self._keep(name, key, fd)
         try:
             async with await Connection.open(self._socket) as control:
+                config = self._understood(config)
                 try:
                     await _attach(control, config, fds, resume=False)
                 except DaemonError as error:
@@ -126,6 +128,19 @@ class Sessions:
         except DaemonGone as error:
             log.info("session %s goes without the daemon: %s", name, error)
         self._drop(name)
+
+    async def set_space(self, spaces: Mapping[str, Json]) -> None:
+        """Tells the daemon the sizes of volumes, by session. One that is away hears it when it comes back."""
+        served = {name: space for name, space in spaces.items() if name in self._served}
+        if not served or "space" not in self._ops:
+            return
+        try:
+            async with await Connection.open(self._socket) as control:
+                for name, space in served.items():
+                    with contextlib.suppress(DaemonError):  # it ended meanwhile
+                        await control.request("space", session=name, **space)
+        except DaemonGone as error:
+            log.info("the size of volumes is not told: %s", error)
 
     async def _serve(self, keeper: Connection) -> None:
         await keeper.request("keep")
@@ -171,6 +186,7 @@ class Sessions:
             if hello["protocol"] != PROTOCOL:
                 why = f"it speaks protocol {hello['protocol']}, this node plugin {PROTOCOL}: update both"
                 raise DaemonGone(self._socket, why)
+            self._ops = frozenset(hello["ops"])
             listed = await _list(control)
             if any("fuse" not in self._fds.get(name, {}) for name in listed):
                 await self._fetch(control)
@@ -184,8 +200,21 @@ class Sessions:
             for name, config in wanted.items():
                 if name not in listed and "fuse" in self._fds.get(name, {}):
                     await self._resume(control, config)
+            await self._prune(control, wanted.keys() - self._served)
         self.daemon = DaemonState(True, "", hello)
         log.info("usrbiod %s serves %d sessions", hello["version"], len(self._served))
+
+    async def _prune(self, control: Connection, unserved: Iterable[str]) -> None:
+        """Has the daemon remove the states of sessions that ended while it was away.
+
+        It spares what it serves, and `unserved`: another plugin may be about to give it these.
+        """
+        if "prune" not in self._ops:
+            return
+        try:
+            await control.request("prune", sessions=sorted(unserved))
+        except (DaemonError, DaemonGone) as error:  # nobody waits for it; the next time will do
+            log.warning("states of ended sessions stay: %s", error)
 
     async def _take_from(self, predecessor: Path) -> None:
         """Ends the work of a daemon that ours succeeds, and takes its fds (CONTROL.md, "Take-over")."""
@@ -221,12 +250,16 @@ class Sessions:
                 keys = [key for key in kept[start : start + GIVE_AT_ONCE] if key in fds]
                 await control.request("give", [fds[key] for key in keys], session=name, keys=keys)
             own = {key: fds[key] for key in _ATTACH_FDS if key in fds}
-            await _attach(control, config, own, resume=True)
+            await _attach(control, self._understood(config), own, resume=True)
         except DaemonError as error:
             log.error("session %s is lost: %s", name, error)
             self._drop(name)
         else:
             self._served.add(name)
+
+    def _understood(self, config: Json) -> Json:
+        """What this daemon knows of a config: an older one may refuse what came with a newer op."""
+        return {key: value for key, value in config.items() if key != "space" or "space" in self._ops}
 
     def _keep(self, name: str, key: str, fd: int) -> None:
         fds = self._fds.setdefault(name, {})

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 
 from kube3fs_csi.api import csi_pb2, csi_pb2_grpc
+from kube3fs_csi.backends.base import Usage
 from kube3fs_csi.names import MAX_PATH_BYTES, TOPOLOGY_KEY, checked_id, checked_path
 from kube3fs_csi.node.publisher import Publisher
 from kube3fs_csi.node.sessions import Health
@@ -97,13 +98,19 @@ class Node(csi_pb2_grpc.NodeServicer):
     ) -> csi_pb2.NodeGetVolumeStatsResponse:
         """Bytes and inodes. Asks the data root, never the mount, which may hang."""
         record = self._published(request.volume_id, request.volume_path)
-        usage = await self._publisher.blocking(self._usage, record)
+        if record.is_mount_of_ours:
+            usage = _usages(await self._publisher.measure(record))
+        else:
+            usage = await self._publisher.blocking(_usages_of_mount, record.target)
         return csi_pb2.NodeGetVolumeStatsResponse(usage=usage)
 
     async def NodeExpandVolume(
         self, request: csi_pb2.NodeExpandVolumeRequest, context: Context
     ) -> csi_pb2.NodeExpandVolumeResponse:
-        """Confirms that a mounted volume has the size asked for: growing is done where the data lies."""
+        """Confirms that a mounted volume has the size asked for: growing is done where the data lies.
+
+        Its pods see the new size from now on.
+        """
         record = self._published(request.volume_id, request.volume_path)
         if not record.is_mount_of_ours:
             raise InvalidArgument(f"volume {record.volume_id} is of kind {record.kind}, which cannot grow")
@@ -114,6 +121,7 @@ class Node(csi_pb2_grpc.NodeServicer):
             raise OutOfRange(f"volume {record.volume_id} has {have} bytes and cannot shrink to {limit}")
         if required > have:
             raise Precondition(f"volume {record.volume_id} has {have} bytes; ControllerExpandVolume grows it")
+        await self._publisher.grown(record.volume_id)
         return csi_pb2.NodeExpandVolumeResponse(capacity_bytes=have)
 
     async def NodeGetVolumeHealth(
@@ -162,22 +170,6 @@ class Node(csi_pb2_grpc.NodeServicer):
             raise NotFound(f"volume {volume_id} is not published at {path[:MAX_PATH_BYTES]}")
         return record
 
-    def _usage(self, record: Published) -> list[csi_pb2.VolumeUsage]:
-        if record.is_mount_of_ours:
-            used = self._publisher.clusters.backend(record.cluster).usage(record.volume_id)
-            inodes = _usage(csi_pb2.VolumeUsage.INODES, used.inodes_total, used.inodes)
-            return [
-                _usage(csi_pb2.VolumeUsage.BYTES, used.total, used.used),
-                *([inodes] if used.inodes else []),
-            ]
-        stat = os.statvfs(record.target)
-        free_bytes, free_inodes = stat.f_bfree * stat.f_frsize, stat.f_ffree
-        total = stat.f_blocks * stat.f_frsize
-        return [
-            _usage(csi_pb2.VolumeUsage.BYTES, total, total - free_bytes),
-            _usage(csi_pb2.VolumeUsage.INODES, stat.f_files, stat.f_files - free_inodes),
-        ]
-
     async def _to_the_end(
         self, volume_id: str, target: Path, work: Callable[[], Coroutine[Any, Any, T]]
     ) -> T:
@@ -200,6 +192,21 @@ class Node(csi_pb2_grpc.NodeServicer):
 
 async def _unknown(_pod: Pod) -> bool:
     return False
+
+
+def _usages(used: Usage) -> list[csi_pb2.VolumeUsage]:
+    inodes = _usage(csi_pb2.VolumeUsage.INODES, used.inodes_total, used.inodes)
+    return [_usage(csi_pb2.VolumeUsage.BYTES, used.total, used.used), *([inodes] if used.inodes else [])]
+
+
+def _usages_of_mount(target: Path) -> list[csi_pb2.VolumeUsage]:
+    """Of a mount that cannot hang."""
+    stat = os.statvfs(target)
+    total = stat.f_blocks * stat.f_frsize
+    return [
+        _usage(csi_pb2.VolumeUsage.BYTES, total, total - stat.f_bfree * stat.f_frsize),
+        _usage(csi_pb2.VolumeUsage.INODES, stat.f_files, stat.f_files - stat.f_ffree),
+    ]
 
 
 def _usage(unit: csi_pb2.VolumeUsage.Unit, total: int, used: int) -> csi_pb2.VolumeUsage:
