@@ -16,8 +16,9 @@ pub struct Space {
 }
 
 impl Space {
-    /// What `statfs` answers for the volume, from what the backing file system answers. Inodes stay those of the backing
-    /// file system, where the volume has no limit of them.
+    /// What `statfs` answers for the volume, from what the backing file system answers: `blocks` less `bfree`, which `df`
+    /// calls used, is what the volume uses; `bavail` is never more than the backing file system has. Inodes stay those of the
+    /// backing file system, where the volume has no limit of them.
     pub(super) fn of_volume(self, backing: Statfs) -> Statfs {
         if self.total == 0 {
             return backing;
@@ -26,7 +27,7 @@ impl Space {
         let left = in_blocks(self.total.saturating_sub(self.used));
         Statfs {
             blocks: in_blocks(self.total),
-            bfree: backing.bfree.min(left),
+            bfree: left,
             bavail: backing.bavail.min(left),
             ..backing
         }
@@ -63,9 +64,9 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_free_than_the_backing_file_system_has() {
+    fn no_more_is_available_than_the_backing_file_system_has() {
         assert_eq!(blocks(450 * 4096, 0), (450, 450, 400));
-        assert_eq!(blocks(10_000 * 4096, 4096), (10_000, 500, 400));
+        assert_eq!(blocks(10_000 * 4096, 4096), (10_000, 9_999, 400));
     }
 
     #[test]
