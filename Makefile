@@ -160,7 +160,7 @@ demo-down: ## End the Kubernetes of make demo
 	@$(CLUSTER) down --name demo 2>/dev/null || true
 
 .PHONY: test-cluster
-test-cluster: go images ## The test Kubernetes itself, then the end-to-end tests on two nodes: 5 minutes once built
+test-cluster: go images ## The test Kubernetes itself, then the end-to-end tests on two nodes: 8 minutes once built
 	$(CLUSTER) build
 	.venv/bin/pytest tests/cluster
 	$(CLUSTER) run --nodes 2 -- .venv/bin/pytest tests/e2e

@@ -7,6 +7,7 @@ from tests.e2e.kube3fs import NODE, PLUGIN_ARGV
 
 KUBELET = Path("/var/lib/kubelet")
 STATE = KUBELET / "plugins/csi.kube3fs.io"
+RUN = Path("/run/kube3fs")
 
 
 def mounts(uid: str) -> list[str]:
