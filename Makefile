@@ -103,6 +103,10 @@ test-sanity: go venv usrbiod-debug ## csi-sanity, all suites, against the driver
 bench-csi: venv usrbiod-debug ## Benchmark mounting: latency, memory, CPU; about 1 minute
 	PYTHONPATH=csi/tests .venv/bin/python -m tests.bench.csi $(ARGS)
 
+.PHONY: bench-pods
+bench-pods: go images ## Benchmark what volumes add to the start of pods, on a test cluster; about 4 minutes once built
+	$(CLUSTER) run -- .venv/bin/python -m tests.bench.pods $(ARGS)
+
 # ---- the API types and the chart --------------------------------------------------------------------------------
 
 .PHONY: crds
