@@ -103,6 +103,10 @@ test-sanity: go venv usrbiod-debug ## csi-sanity, all suites, against the driver
 bench-csi: venv usrbiod-debug ## Benchmark mounting: latency, memory, CPU; about 1 minute
 	PYTHONPATH=csi/tests .venv/bin/python -m tests.bench.csi $(ARGS)
 
+.PHONY: bench-pods
+bench-pods: go images ## Benchmark what volumes add to the start of pods, on a test cluster; about 4 minutes once built
+	$(CLUSTER) run -- .venv/bin/python -m tests.bench.pods $(ARGS)
+
 # ---- the API types and the chart --------------------------------------------------------------------------------
 
 .PHONY: crds
@@ -160,7 +164,7 @@ demo-down: ## End the Kubernetes of make demo
 	@$(CLUSTER) down --name demo 2>/dev/null || true
 
 .PHONY: test-cluster
-test-cluster: go images ## The test Kubernetes itself, then the end-to-end tests on two nodes: 5 minutes once built
+test-cluster: go images ## The test Kubernetes itself, then the end-to-end tests on two nodes: 8 minutes once built
 	$(CLUSTER) build
 	.venv/bin/pytest tests/cluster
 	$(CLUSTER) run --nodes 2 -- .venv/bin/pytest tests/e2e

@@ -11,6 +11,7 @@ import socket
 import sys
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 from tests.cluster import components, node, pki
 from tests.cluster.api import Api
@@ -27,17 +28,18 @@ def main() -> None:
     listener = socket.socket(fileno=int(sys.argv[2]))
     status = int(sys.argv[3])
     try:
-        bring_up(spec)
+        programs = bring_up(spec)
     except ClusterError as error:
         os.write(status, f"{error}\n".encode())
         raise SystemExit(1) from None
     os.write(status, b"ready\n")
     os.close(status)
+    Thread(target=programs.keep, args=[components.kubelet(spec, FIRST)], daemon=True).start()
     asyncio.run(serve(listener, FIRST.address, API_PORT))
 
 
-def bring_up(spec: Spec) -> None:
-    """Start everything; returns when pods can run."""
+def bring_up(spec: Spec) -> Supervisor:
+    """Start everything; returns, with the first node's programs, when pods can run."""
     run(["hostname", FIRST.name], timeout=10)
     pki.make(spec)
     (spec.folder / "Corefile").write_text(components.corefile(spec))
@@ -63,6 +65,7 @@ def bring_up(spec: Spec) -> None:
         programs.wait(member.name, partial(api.node_is_ready, member.name), 90)
     for needed in ("serviceaccounts/default", "configmaps/kube-root-ca.crt"):
         programs.wait(needed, partial(api.exists, f"/api/v1/namespaces/default/{needed}"), 30)
+    return programs
 
 
 def _apply_manifests(spec: Spec) -> None:

@@ -5,7 +5,6 @@ namespaces and is started by inside.py.
 """
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -117,8 +116,9 @@ def main() -> None:
     _ip("route", "add", "default", "via", FIRST.address)
     routes(spec, node)
     mounts(spec, node)
-    start(spec, node, Supervisor(spec, f"{node.name}-"))
-    signal.pause()
+    programs = Supervisor(spec, f"{node.name}-")
+    start(spec, node, programs)
+    programs.keep(components.kubelet(spec, node))
 
 
 if __name__ == "__main__":

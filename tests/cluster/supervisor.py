@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from tests.cluster.shell import ClusterError, last_line
 from tests.cluster.spec import Spec
@@ -31,8 +32,20 @@ class Supervisor:
     def start(self, argv: Sequence[str], name: str = "") -> subprocess.Popen[bytes]:
         """Start a program in the background, with a log file of its `name` (default: the program's)."""
         name = self._prefix + (name or argv[0])
-        with (self._logs / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
+        self._running[name] = self._spawn(name, argv)
+        return self._running[name]
+
+    def keep(self, argv: Sequence[str]) -> NoReturn:
+        """Start a program that was started before again whenever it ends, as systemd does with a kubelet."""
+        name = self._prefix + argv[0]
+        while True:
+            self._running[name].wait()
+            time.sleep(1)  # one that ends at once does not take a whole CPU
+            self._running[name] = self._spawn(name, argv)
+
+    def _spawn(self, name: str, argv: Sequence[str]) -> subprocess.Popen[bytes]:
+        with (self._logs / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
                 argv,
                 env=self._env,
                 stdin=subprocess.DEVNULL,
@@ -40,8 +53,6 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._running[name] = process
-        return process
 
     def adopt(self, name: str, process: subprocess.Popen[bytes]) -> None:
         """Watch a program that somebody else started and that writes the log `name`."""

@@ -32,14 +32,14 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture
 def namespace(cluster: Cluster) -> Iterator[Namespace]:
     """A namespace of the test's own, under the *restricted* Pod Security level."""
-    with _namespace(cluster, "restricted") as namespace:
+    with new_namespace(cluster, "restricted") as namespace:
         yield namespace
 
 
 @pytest.fixture
 def system_namespace(cluster: Cluster) -> Iterator[Namespace]:
     """A namespace of the test's own in which privileged pods may run."""
-    with _namespace(cluster, "privileged") as namespace:
+    with new_namespace(cluster, "privileged") as namespace:
         yield namespace
 
 
@@ -66,7 +66,7 @@ def snapshots() -> None:
 
 
 @contextmanager
-def _namespace(cluster: Cluster, level: str) -> Iterator[Namespace]:
+def new_namespace(cluster: Cluster, level: str) -> Iterator[Namespace]:
     """A new namespace with a Pod Security level; deleted afterwards, without waiting."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     labels = {"pod-security.kubernetes.io/enforce": level}

@@ -106,14 +106,15 @@ for process in pathlib.Path("/proc").glob("[0-9]*"):
     if sys.argv[1].encode() in argv and sys.argv[2].encode() in argv and "-c" not in map(bytes.decode, argv):
         os.kill(int(process.name), 9)
 """
-_ARGV = {"csi-node": ("kube3fs_csi", "node"), "usrbiod": ("usrbiod", "daemon")}
+PLUGIN_ARGV = {"csi-node": ("kube3fs_csi", "node"), "usrbiod": ("usrbiod", "daemon")}
+"""What is in the command line of the processes of the node plugin, by container."""
 
 
 def kill(container: str) -> None:
     """SIGKILL to the process of a container of NODE's plugin, from beside it: the pod sees the node's."""
     argv = ["kubectl", "-n", SYSTEM, "exec", _plugin_pod(), "-c", "csi-node", "--", "python3", "-c", _KILL]
     # It may kill what runs it.
-    subprocess.run([*argv, *_ARGV[container]], capture_output=True, timeout=30, check=False)
+    subprocess.run([*argv, *PLUGIN_ARGV[container]], capture_output=True, timeout=30, check=False)
 
 
 def _plugin_pod() -> str:

@@ -1,74 +1,21 @@
-"""Processes that die, pods that go by force, many pods, devices: nothing is lost and nothing is left."""
+"""Processes that die, pods that go by force, devices: nothing is lost and nothing is left."""
 
 import subprocess
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from tests.e2e.kube import Cluster, ExecFailed, Namespace, wait_for
 from tests.e2e.kube3fs import CLASSES, NODE, SYSTEM, claim, inline, installed, kill, of_claim, pod
-
-KUBELET = Path("/var/lib/kubelet")
-STATE = KUBELET / "plugins/csi.kube3fs.io"
-
-# Writes numbered, checksummed blocks until it is told to stop, and reads each back.
-_LOAD = """
-import hashlib, itertools, os, pathlib
-stop = pathlib.Path("/dev/shm/stop")
-with open("/data/load", "w+b", buffering=0) as file:
-    for number in itertools.count():
-        block = hashlib.sha256(str(number).encode()).digest() * 2048
-        file.seek(number % 64 * len(block))
-        assert file.write(block) == len(block)
-        os.fsync(file.fileno())
-        with open("/data/load", "rb") as other:
-            other.seek(number % 64 * len(block))
-            assert other.read(len(block)) == block, number
-        pathlib.Path("/dev/shm/new").write_text(str(number))
-        os.replace("/dev/shm/new", "/dev/shm/count")
-        if stop.exists():
-            break
-print("good")
-"""
+from tests.e2e.load import has_gone_on, loaded_pod, progress
+from tests.e2e.node import mounts, nothing_left
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _kube3fs(cluster: Cluster) -> Iterator[None]:
     with installed(cluster):
         yield
-
-
-def mounts(uid: str) -> list[str]:
-    """Mounts of ours on the node that belong to a pod."""
-    return [
-        line
-        for line in Path("/proc/self/mountinfo").read_text().splitlines()
-        if "kube3fs" in line and uid in line
-    ]
-
-
-def nothing_left(uid: str) -> bool:
-    assert mounts(uid) == []
-    records = [path.read_text() for path in (STATE / "published").iterdir()]
-    assert not any(uid in record for record in records)
-    assert not (STATE / "shm" / uid).exists()
-    return True
-
-
-def loaded_pod(namespace: Namespace) -> None:
-    volumes = {"/data": of_claim("data"), "/dev/shm": inline("shm", size="16Mi")}
-    namespace.apply([claim("data", CLASSES["directory"]), pod("load", volumes, "python3", "-c", _LOAD)])
-    namespace.wait_ready("load")
-
-
-def progress(namespace: Namespace) -> int:
-    return int(namespace.exec("load", "cat", "/dev/shm/count"))
-
-
-def has_gone_on(namespace: Namespace, before: int) -> bool:
-    return progress(namespace) > before + 5
 
 
 def is_restarted(cluster: Cluster, container: str, before: int) -> bool:
@@ -123,24 +70,6 @@ def test_a_pod_deleted_by_force_leaves_nothing(namespace: Namespace) -> None:
     assert len(mounts(uid)) >= 4
     namespace.cluster.core.delete_namespaced_pod("p", namespace.name, grace_period_seconds=0)
     wait_for("nothing is left", lambda: nothing_left(uid))
-
-
-def test_many_pods_leave_nothing(namespace: Namespace) -> None:
-    """Pods that come and go by the dozen leave no mount, no record and no tmpfs."""
-    namespace.apply(claim("data", CLASSES["directory"]))
-    uids = []
-    for _ in range(3):
-        names = [f"p{number}" for number in range(12)]
-        volumes = {"/data": of_claim("data"), "/dev/shm": inline("shm", size="4Mi")}
-        namespace.apply([pod(name, volumes) for name in names])
-        namespace.wait_ready(*names, seconds=120)
-        uids += [namespace.pod(name).metadata.uid for name in names]
-        for name in names:
-            namespace.delete(pod(name, {}))
-        for name in names:
-            namespace.wait_gone(name, seconds=120)
-    for uid in uids:
-        wait_for("nothing is left", partial(nothing_left, uid))
 
 
 def test_a_pod_gets_the_device_that_it_asked_for(cluster: Cluster, namespace: Namespace) -> None:

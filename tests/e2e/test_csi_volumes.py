@@ -65,24 +65,6 @@ def test_the_client_library_is_there(namespace: Namespace) -> None:
     )
 
 
-def test_two_pods_cannot_reach_each_others_buffers(namespace: Namespace) -> None:
-    """A ring's symlink to another pod's memory, by guess or through /proc, registers nothing."""
-    name = CLASSES["directory"]
-    mounts = {"/data": of_claim("data"), "/dev/shm": inline("shm", size="16Mi")}
-    namespace.apply([claim("data", name), pod("victim", mounts), pod("thief", mounts)])
-    namespace.wait_ready("victim", "thief")
-    shell(namespace, "victim", "head -c 4096 /dev/zero > /dev/shm/hf3fs-iov-secret")
-    for target in (
-        "/dev/shm/hf3fs-iov-secret",
-        "/dev/shm/../../../proc/1/root/dev/shm/hf3fs-iov-secret",
-        "/proc/1/root/dev/shm/hf3fs-iov-secret",
-    ):
-        key = "6ba7b8109dad11d180b400c04fd430c8"
-        with pytest.raises(ExecFailed):
-            shell(namespace, "thief", f"ln -s {target} /data/3fs-virt/iovs/{key}")
-        assert key not in shell(namespace, "thief", "ls /data/3fs-virt/iovs")
-
-
 def test_a_volume_stops_at_its_size_and_grows_online(namespace: Namespace, cluster: Cluster) -> None:
     """On btrfs writing ends at the size, which `df` shows; a bigger claim lets it go on without a restart."""
     namespace.apply([claim("data", CLASSES["btrfs"], "32Mi"), pod("p", {"/data": of_claim("data")})])
