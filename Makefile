@@ -164,10 +164,25 @@ demo-down: ## End the Kubernetes of make demo
 	@$(CLUSTER) down --name demo 2>/dev/null || true
 
 .PHONY: test-cluster
-test-cluster: go images ## The test Kubernetes itself, then the end-to-end tests on two nodes: 8 minutes once built
+test-cluster: go images ## The test Kubernetes itself, then every end-to-end test; about 12 minutes once built
 	$(CLUSTER) build
 	.venv/bin/pytest tests/cluster
-	$(CLUSTER) run --nodes 2 -- .venv/bin/pytest tests/e2e
+	$(MAKE) --no-print-directory -j2 --output-sync=target test-csi test-release
+
+# The chart's tests upgrade and uninstall what the others use: they have a cluster of their own, beside the first one.
+RELEASE_TESTS := tests/e2e/test_chart.py tests/e2e/test_examples.py tests/e2e/test_node_loss.py
+
+.PHONY: test-csi
+test-csi: venv ## End to end: pods, volumes and the node plugin, on two nodes
+	$(CLUSTER) run --nodes 2 -- .venv/bin/pytest tests/e2e $(RELEASE_TESTS:%=--ignore=%)
+
+.PHONY: test-release
+test-release: venv ## End to end: the chart, its upgrade and removal, the examples, the loss of a node
+	$(CLUSTER) run --nodes 2 -- .venv/bin/pytest $(RELEASE_TESTS)
+
+.PHONY: test-upstream
+test-upstream: go images ## Kubernetes' own tests of storage drivers, which `make test` leaves out; about 15 minutes
+	.venv/bin/python -m tests.upstream $(ARGS)
 
 # ---- the Python package usrbio ----------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ STATE = Path("/var/lib/kube3fs-cluster")
 # One mount each: with two stacked on /var/lib/kubelet containerd takes it for not shared.
 NODE_PLACES_ON_DISK = ("/var/lib/kube3fs", "/var/lib/kubelet", "/var/log/pods")
 NODE_PLACES_IN_MEMORY = (
+    "/dev/infiniband",
     "/etc/cdi",
     "/etc/cni",
     "/run/cdi",
