@@ -15,7 +15,12 @@ HERE = Path(__file__).parent
 TOOLS = ("github.com/onsi/ginkgo/v2/ginkgo", "k8s.io/kubernetes/test/images/agnhost")
 REGISTRY = "registry.k8s.io/e2e-test-images"
 # As test/utils/image/manifest.go of the pinned Kubernetes names them, and the Dockerfile's target for each.
-POD_IMAGES = {"busybox:1.37.0-2": "tools", "glibc-dns-testing:2.1.1": "tools", "agnhost:2.66.1": "agnhost"}
+POD_IMAGES = {
+    "busybox:1.37.0-2": "tools",
+    "glibc-dns-testing:2.1.1": "tools",
+    "nginx:1.27.0-2": "tools",
+    "agnhost:2.66.1": "agnhost",
+}
 
 
 def main() -> int:
