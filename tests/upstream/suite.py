@@ -16,8 +16,9 @@ from tests.e2e.kube3fs import installed
 DRIVER = Path(__file__).with_name("driver.yaml")
 # Most of a test's time is waiting for the kubelet.
 PROCESSES = 6
-# What kills kubelets over ssh, and what waits for a node's limit of volumes to be reached.
-LEFT_OUT = r"\[Disruptive\]|\[Feature:VolumeLimits\]"
+# What kills kubelets over ssh, what waits until a node has all the volumes that it may have, and what needs a
+# populator of volumes from a registry.
+LEFT_OUT = r"\[Disruptive\]|\[Feature:VolumeLimits\]|any volume data source"
 
 
 def main(folder: Path, focus: str) -> int:
