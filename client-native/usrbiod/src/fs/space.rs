@@ -25,12 +25,7 @@ impl Space {
         }
         let in_blocks = |bytes: u64| bytes / u64::from(backing.frsize.max(1));
         let left = in_blocks(self.total.saturating_sub(self.used));
-        Statfs {
-            blocks: in_blocks(self.total),
-            bfree: left,
-            bavail: backing.bavail.min(left),
-            ..backing
-        }
+        Statfs { blocks: in_blocks(self.total), bfree: left, bavail: backing.bavail.min(left), ..backing }
     }
 }
 
