@@ -111,7 +111,7 @@ async def test_a_volume_from_its_making_to_its_end(driver: Driver, calls: Calls)
 
 
 async def test_a_volume_grows_under_its_pod(calls: Calls) -> None:
-    """`df` shows the size that was asked for, and the new one as soon as NodeExpandVolume has returned."""
+    """`df` shows the size that was asked for, and the new one when ControllerExpandVolume has returned."""
 
     def size() -> int:
         stat = os.statvfs(target)
@@ -124,11 +124,12 @@ async def test_a_volume_grows_under_its_pod(calls: Calls) -> None:
     await calls.controller.ControllerExpandVolume(
         csi_pb2.ControllerExpandVolumeRequest(volume_id="pvc-1", capacity_range=more), timeout=20
     )
-    await calls.node.NodeExpandVolume(
+    assert await asyncio.to_thread(size) == 16 * MIB
+    confirmed = await calls.node.NodeExpandVolume(
         csi_pb2.NodeExpandVolumeRequest(volume_id="pvc-1", volume_path=str(target), capacity_range=more),
         timeout=20,
     )
-    assert await asyncio.to_thread(size) == 16 * MIB
+    assert confirmed.capacity_bytes == 16 * MIB
     await calls.unpublish()
 
 

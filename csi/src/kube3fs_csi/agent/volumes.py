@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
@@ -35,15 +35,20 @@ class VolumeAgent:
         clusters: Clusters,
         in_use: Callable[[str], bool],
         changed: Callable[[], None],
+        grown: Callable[[str], Awaitable[None]],
         executor: ThreadPoolExecutor,
     ) -> None:
-        """`in_use`: is a volume published here? `changed` is called when room was taken or given back."""
+        """`in_use`: is a volume published here? `changed` is called when room was taken or given back.
+
+        `grown` is called with the name of a volume that has a new size, before its status says so.
+        """
         self._objects = objects
         self._volumes = volumes
         self._snapshots = snapshots
         self._clusters = clusters
         self._in_use = in_use
         self._changed = changed
+        self._grown = grown
         self._executor = executor
 
     async def volume(self, name: str) -> None:
@@ -94,6 +99,7 @@ class VolumeAgent:
         await self._blocking(backend.create, name, spec.capacity_bytes, source, self._progress(volume))
         if volume.status.capacity_bytes != spec.capacity_bytes:
             self._changed()
+            await self._grown(name)
         return status.volume_ready(volume, backend, spec.capacity_bytes, now())
 
     async def _delete_volume(self, volume: StorageVolume) -> None:

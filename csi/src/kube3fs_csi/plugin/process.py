@@ -144,6 +144,7 @@ async def _run_agent(process: NodeProcess, servicer: Node) -> None:
             process.clusters,
             process.is_published,
             lambda: node.look(),
+            process.publisher.grown,
             process.agent_threads,
         )
         volume_queue, snapshot_queue = KeyQueue(agent.volume), KeyQueue(agent.snapshot)

@@ -107,10 +107,7 @@ class Node(csi_pb2_grpc.NodeServicer):
     async def NodeExpandVolume(
         self, request: csi_pb2.NodeExpandVolumeRequest, context: Context
     ) -> csi_pb2.NodeExpandVolumeResponse:
-        """Confirms that a mounted volume has the size asked for: growing is done where the data lies.
-
-        Its pods see the new size from now on.
-        """
+        """Confirms that a mounted volume has the size asked for: the agent let it grow."""
         record = self._published(request.volume_id, request.volume_path)
         if not record.is_mount_of_ours:
             raise InvalidArgument(f"volume {record.volume_id} is of kind {record.kind}, which cannot grow")
@@ -121,7 +118,6 @@ class Node(csi_pb2_grpc.NodeServicer):
             raise OutOfRange(f"volume {record.volume_id} has {have} bytes and cannot shrink to {limit}")
         if required > have:
             raise Precondition(f"volume {record.volume_id} has {have} bytes; ControllerExpandVolume grows it")
-        await self._publisher.grown(record.volume_id)
         return csi_pb2.NodeExpandVolumeResponse(capacity_bytes=have)
 
     async def NodeGetVolumeHealth(
