@@ -126,7 +126,7 @@ test-chart: venv ## The chart: generated files, lint, template tests, alert test
 	helm-unittest -f 'tests/**/*_test.yaml' charts/kube3fs; promtool test rules charts/kube3fs/tests/promtool/*.yaml
 
 .PHONY: test-api
-test-api: venv ## Types, policies and the operator as a process, on a real API server; about 10 minutes
+test-api: venv ## Types, policies and the operator as a process, on a real API server; about 5 minutes
 	$(CLUSTER) run -- .venv/bin/pytest tests/api
 
 .PHONY: bench-operator
@@ -143,7 +143,7 @@ go:
 	@command -v go >/dev/null || { echo 'make: no go; install Go 1.26 or later (go.dev/dl)' >&2; exit 1; }
 
 .PHONY: images
-images: venv ## Build the images of this tree: about 8 minutes the first time, seconds when nothing changed
+images: venv ## Build the images of this tree: about 5 minutes the first time, seconds when nothing changed
 	$(CLUSTER) images
 
 .PHONY: cluster-up
@@ -164,7 +164,7 @@ demo-down: ## End the Kubernetes of make demo
 	@$(CLUSTER) down --name demo 2>/dev/null || true
 
 .PHONY: test-cluster
-test-cluster: go images ## The test Kubernetes itself, then every end-to-end test; about 12 minutes once built
+test-cluster: go images ## The test Kubernetes itself, then every end-to-end test; about 9 minutes once built
 	$(CLUSTER) build
 	.venv/bin/pytest tests/cluster
 	$(MAKE) --no-print-directory -j2 --output-sync=target test-csi test-release

@@ -55,7 +55,7 @@ def _build(to: Path) -> None:
     free = shutil.disk_usage(to.parent).free >> 30
     if free < 8:
         raise ClusterError(f"compiling needs 8 GiB of disk and {CACHE} has {free} free: free some space")
-    say("compiling Kubernetes, containerd and the tools: the first time about 20 minutes on 2 cores")
+    say("compiling Kubernetes, containerd and the tools: the first time about 15 minutes on 2 cores")
     to.mkdir()
     for build in programs.BUILDS:
         with progress(f"compiling {', '.join(_names(build))}"):
