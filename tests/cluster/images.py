@@ -89,11 +89,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _build(target: str, name: str, archive: Path) -> None:
-    builder = Builder.find()
-    with cache.alone(CACHE / "bases.lock"):
-        for base in bases():
-            if not builder.has(base):
-                builder.fetch_or_make(base)
+    builder = builder_with_bases()
     with progress(f"building the image {name}"):
         arguments = [
             f"--target={target}",
@@ -104,6 +100,16 @@ def _build(target: str, name: str, archive: Path) -> None:
             arguments += [f"--secret=id={secret},src={place}" for place in places if place.exists()][:1]
         builder.build(REPOSITORY, name, arguments)
         builder.save(name, archive)
+
+
+def builder_with_bases() -> "Builder":
+    """What builds images here, with the images that the Dockerfile starts from in its store."""
+    builder = Builder.find()
+    with cache.alone(CACHE / "bases.lock"):
+        for base in bases():
+            if not builder.has(base):
+                builder.fetch_or_make(base)
+    return builder
 
 
 def _revision() -> str:

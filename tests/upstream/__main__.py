@@ -49,10 +49,7 @@ def _compile(folder: Path) -> None:
 
 def _image(folder: Path, name: str, target: str) -> Path:
     """An archive of the image; its base is that of our own images."""
-    builder = images.Builder.find()
-    for base in images.bases():
-        if not builder.has(base):
-            builder.fetch_or_make(base)
+    builder = images.builder_with_bases()
     builder.build(folder, f"{REGISTRY}/{name}", [f"--file={HERE / 'Dockerfile'}", f"--target={target}"])
     archive = folder / f"{name.partition(':')[0]}.tar"
     builder.save(f"{REGISTRY}/{name}", archive)
