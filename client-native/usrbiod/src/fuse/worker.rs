@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 const TURN: u32 = 64;
 /// Longest wait for the next request of a session without sleeping. A caller that gets its answer usually asks again within
 /// this time, and waking up costs as much.
-const SPIN: Duration = Duration::from_micros(40);
+const SPIN: Duration = Duration::from_micros(60);
+/// A spin that took this long had its CPU taken away.
+const STOLEN: Duration = Duration::from_micros(500);
 /// So many requests in a row that were followed by another before they were served call a second worker. One alone is
 /// mostly a `RELEASE` or `FORGET`, which nobody waits for, with the caller's next request behind it.
 const BACKLOG: u32 = 4;
@@ -248,7 +250,7 @@ impl Spins {
 
     /// A spin found a request or did not, and ended after so long.
     fn note(&mut self, found: bool, spent: Duration) {
-        if spent >= 2 * SPIN {
+        if spent >= STOLEN {
             // The yield gave the CPU to somebody who has use for it and keeps it for his time slice, milliseconds,
             // while the request waits. A sleeper would have been woken at once.
             *self = Spins { credit: 0, pause: Self::LONG_PAUSE };
@@ -281,6 +283,6 @@ mod tests {
     #[test]
     fn a_cpu_that_others_need_is_left_to_them_for_long() {
         let mut spins = Spins::default();
-        assert_eq!(tries(&mut spins, Spins::LONG_PAUSE, true, 2 * SPIN), 1);
+        assert_eq!(tries(&mut spins, Spins::LONG_PAUSE, true, STOLEN), 1);
     }
 }

@@ -4,12 +4,14 @@ use anyhow::{Result, ensure};
 
 use crate::contender::{Direction, Uring, Usrbio};
 use crate::duel::{Check, Entrant, fight};
-use crate::fixture::{Bench, Store, cached_share, drop_cached, open};
+use crate::fixture::{Bench, Pace, Store, cached_share, drop_cached, open};
 use crate::pattern::{PAGE, Pattern};
 use crate::report::{Comparison, Report};
 
 const BATCHES: [usize; 2] = [32, 128];
 const TARGET: f64 = 0.95;
+/// A device's own rate goes up and down more than a cache's does.
+const MORE_ROUNDS: usize = 3;
 
 /// Runs the case on the disk; a tmpfs has no device to go to.
 pub fn run(bench: &Bench, report: &mut Report) -> Result<()> {
@@ -17,6 +19,7 @@ pub fn run(bench: &Bench, report: &mut Report) -> Result<()> {
     let size = bench.pace.file_size / 2;
     area.make_file("direct", size)?;
     let native = area.dir.join("direct");
+    let pace = Pace { rounds: MORE_ROUNDS * bench.pace.rounds, ..bench.pace };
     for batch in BATCHES {
         drop_cached(&native)?;
         let pattern = Pattern::random(size, PAGE);
@@ -27,7 +30,7 @@ pub fn run(bench: &Bench, report: &mut Report) -> Result<()> {
             Entrant::new("USRBIO", usrbio, pattern.clone()),
             Entrant::new("io_uring, fixed, native", uring, pattern),
         ];
-        fight(&mut entrants, batch, bench.pace, &Check::Read)?;
+        fight(&mut entrants, batch, pace, &Check::Read)?;
         let cached = cached_share(&native)?;
         ensure!(
             cached < 0.01,
