@@ -82,6 +82,7 @@ ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
 FROM python AS operator
 COPY --from=operator-build /opt/venv /opt/venv
 COPY crds/src/ operator/src/ /opt/kube3fs/
+RUN python3 -m compileall -q /opt/kube3fs
 USER 65532:65532
 ENTRYPOINT ["python3", "-m", "kube3fs_operator"]
 ARG VERSION=dev REVISION=unknown
@@ -98,6 +99,7 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*
 COPY --from=csi-build /opt/venv /opt/venv
 COPY crds/src/ csi/src/ /opt/kube3fs/
+RUN python3 -m compileall -q /opt/kube3fs
 ENTRYPOINT ["python3", "-m", "kube3fs_csi"]
 ARG VERSION=dev REVISION=unknown
 LABEL org.opencontainers.image.title="kube3fs CSI driver" \

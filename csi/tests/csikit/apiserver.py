@@ -1,4 +1,4 @@
-"""A stand-in for the API server: our kinds behind the real HTTP paths, with watches, status and finalizers.
+"""A stand-in for the API server: our kinds and pods behind the real HTTP paths, with watches and finalizers.
 
 Server-side apply is a merge without field ownership, and schemas and CEL rules are not checked: tests/e2e has
 the real one. What else the driver relies on is as there: generations, deletion with finalizers, conflicts on
@@ -21,7 +21,7 @@ from kube3fs_crds import API_VERSION, KINDS
 Body = dict[str, Any]
 Key = tuple[str, str, str]  # plural, namespace, name
 
-_KINDS = {kind.names.plural: kind.__name__ for kind in KINDS}
+_KINDS = {kind.names.plural: kind.__name__ for kind in KINDS} | {"pods": "Pod"}
 
 
 class ApiServer:
@@ -46,6 +46,7 @@ class ApiServer:
             app.router.add_delete(f"{path}/{{name}}", self._delete)
             app.router.add_patch(f"{path}/{{name}}", self._patch)
             app.router.add_patch(f"{path}/{{name}}/status", self._patch_status)
+        app.router.add_get("/api/v1/namespaces/{namespace}/{plural:pods}/{name}", self._get)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)

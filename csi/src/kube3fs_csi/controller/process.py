@@ -6,8 +6,9 @@ from kube3fs_crds import StorageCluster, StorageNode, StorageSnapshot, StorageVo
 from kube3fs_csi.api import csi_pb2_grpc
 from kube3fs_csi.controller.service import VolumeService
 from kube3fs_csi.controller.servicer import Controller
+from kube3fs_csi.kube.api import connected
 from kube3fs_csi.kube.informer import Informer
-from kube3fs_csi.kube.objects import Objects, connected
+from kube3fs_csi.kube.objects import Objects
 from kube3fs_csi.servicer_identity import IdentityServicer
 from kube3fs_csi.serving import health
 from kube3fs_csi.serving.server import serving

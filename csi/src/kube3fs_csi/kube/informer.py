@@ -3,13 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Generic, TypeVar
 
-from kubernetes.aio import client, watch
 from pydantic import ValidationError
 
 from kube3fs_crds import Resource
-from kube3fs_csi.kube.objects import Objects, parse, translated, where
+from kube3fs_csi.kube.objects import Objects, parse
 from kube3fs_csi.serving.errors import CsiError
 
 log = logging.getLogger(__name__)
@@ -69,22 +69,13 @@ class Informer(Generic[R]):
 
     async def _watch(self, version: str) -> str:
         """Follows the changes after `version` for a while; the version to go on from."""
-        custom = client.CustomObjectsApi(self._objects.api)
-        with translated(f"the watch of {self._kind.__name__}"):
-            async with watch.Watch() as stream:
-                async for event in stream.stream(
-                    custom.list_cluster_custom_object,
-                    *where(self._kind),
-                    field_selector=self._field_selector,
-                    resource_version=version,
-                    timeout_seconds=_WATCH_SECONDS,
-                    allow_watch_bookmarks=True,
-                    _request_timeout=_WATCH_SECONDS + 30,
-                ):
-                    body = event["raw_object"]
-                    version = body["metadata"]["resourceVersion"]
-                    if event["type"] != "BOOKMARK":
-                        await self._event(event["type"], body)
+        watch = self._objects.watch(self._kind, self._field_selector, version, _WATCH_SECONDS)
+        async with aclosing(watch) as events:
+            async for event in events:
+                body = event["object"]
+                version = body["metadata"]["resourceVersion"]
+                if event["type"] != "BOOKMARK":
+                    await self._event(event["type"], body)
         return version
 
     async def _event(self, event: str, body: dict[str, object]) -> None:

@@ -1,20 +1,15 @@
 """Reads and writes objects of our kinds."""
 
 import contextlib
-import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple, TypeVar
 
-import aiohttp
-from kubernetes.aio import client, config
-from kubernetes.aio.client.exceptions import ApiException
-
 from kube3fs_crds import GROUP, VERSION, ApiModel, Resource
-from kube3fs_csi.serving.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
+from kube3fs_csi.kube.api import Api
+from kube3fs_csi.serving.errors import NotFound
 
 R = TypeVar("R", bound=Resource)
 
-REQUEST_SECONDS = 15.0
 _APPLY = "application/apply-patch+yaml"
 _JSON_PATCH = "application/json-patch+json"
 _MERGE_PATCH = "application/merge-patch+json"
@@ -30,16 +25,14 @@ class Page(NamedTuple):
 class Objects:
     """The API server, for cluster-scoped and namespaced kinds of ours alike."""
 
-    def __init__(self, api: client.ApiClient, manager: str) -> None:
-        self._custom = client.CustomObjectsApi(api)
-        self._manager = manager
-        self.api = api
+    def __init__(self, api: Api, manager: str) -> None:
+        self._api = api
+        self._manager = {"fieldManager": manager}
 
     async def get(self, kind: type[R], name: str) -> R | None:
         """One cluster-scoped object, asked now."""
         try:
-            with translated(f"{kind.__name__} {name}"):
-                body = await self._custom.get_cluster_custom_object(*where(kind), name, **_TIMEOUT)
+            body = await self._api.request(*_one(kind, name, "GET"))
         except NotFound:
             return None
         return parse(kind, body)
@@ -49,18 +42,12 @@ class Objects:
         kind, name = type(wanted), wanted.metadata.name
         body = wanted.as_object() | {"kind": kind.__name__}
         body.pop("status", None)
-        with translated(f"{kind.__name__} {name}"):
-            await self._custom.create_cluster_custom_object(
-                *where(kind), body, field_manager=self._manager, **_TIMEOUT
-            )
+        await self._api.request(f"{kind.__name__} {name}", "POST", _all(kind), self._manager, body)
 
     async def merge(self, kind: type[R], name: str, patch: dict[str, Any]) -> R:
         """Changes some fields."""
-        with translated(f"{kind.__name__} {name}"):
-            body = await self._custom.patch_cluster_custom_object(
-                *where(kind), name, patch, field_manager=self._manager, _content_type=_MERGE_PATCH, **_TIMEOUT
-            )
-        return parse(kind, body)
+        where = _one(kind, name, "PATCH")
+        return parse(kind, await self._api.request(*where, self._manager, patch, _MERGE_PATCH))
 
     async def apply_status(self, kind: type[Resource], name: str, status: ApiModel) -> None:
         """Makes `status` the whole status."""
@@ -70,21 +57,15 @@ class Objects:
             "metadata": {"name": name},
             "status": status.as_object(),
         }
-        with translated(f"{kind.__name__} {name}"):
-            await self._custom.patch_cluster_custom_object_status(
-                *where(kind),
-                name,
-                body,
-                field_manager=self._manager,
-                force=True,
-                _content_type=_APPLY,
-                **_TIMEOUT,
-            )
+        what, method, path = _one(kind, name, "PATCH")
+        await self._api.request(
+            what, method, f"{path}/status", self._manager | {"force": "true"}, body, _APPLY
+        )
 
     async def delete(self, kind: type[Resource], name: str) -> None:
         """Has the object go, once its finalizers are gone. None there is success."""
-        with contextlib.suppress(NotFound), translated(f"{kind.__name__} {name}"):
-            await self._custom.delete_cluster_custom_object(*where(kind), name, **_TIMEOUT)
+        with contextlib.suppress(NotFound):
+            await self._api.request(*_one(kind, name, "DELETE"))
 
     async def remove_finalizer(self, found: Resource, finalizer: str) -> None:
         """Takes `finalizer` off an object as it was read; the object may go then."""
@@ -92,69 +73,38 @@ class Objects:
             return
         path = f"/metadata/finalizers/{found.metadata.finalizers.index(finalizer)}"
         patch = [{"op": "test", "path": path, "value": finalizer}, {"op": "remove", "path": path}]
-        kind, name = type(found), found.metadata.name
-        with contextlib.suppress(NotFound), translated(f"{kind.__name__} {name}"):
-            await self._custom.patch_cluster_custom_object(
-                *where(kind), name, patch, field_manager=self._manager, _content_type=_JSON_PATCH, **_TIMEOUT
-            )
+        where = _one(type(found), found.metadata.name, "PATCH")
+        with contextlib.suppress(NotFound):
+            await self._api.request(*where, self._manager, patch, _JSON_PATCH)
 
     async def list(self, kind: type[R], field_selector: str) -> Page:
         """All objects of a kind, in all namespaces."""
-        with translated(f"{kind.__name__} objects"):
-            body: Any = await self._custom.list_cluster_custom_object(
-                *where(kind), field_selector=field_selector, **_TIMEOUT
-            )
+        what, query = f"{kind.__name__} objects", {"fieldSelector": field_selector}
+        body = await self._api.request(what, "GET", _all(kind), query)
         return Page([parse(kind, item) for item in body["items"]], body["metadata"]["resourceVersion"])
 
+    def watch(
+        self, kind: type[Resource], field_selector: str, version: str, seconds: int
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The events after `version`, for so many seconds."""
+        query = {
+            "fieldSelector": field_selector,
+            "resourceVersion": version,
+            "timeoutSeconds": str(seconds),
+            "allowWatchBookmarks": "true",
+        }
+        return self._api.watch(f"the watch of {kind.__name__}", _all(kind), query, seconds + 30)
 
-_TIMEOUT: Any = {"_request_timeout": REQUEST_SECONDS}
+
+def _all(kind: type[Resource]) -> str:
+    return f"/apis/{GROUP}/{VERSION}/{kind.names.plural}"
 
 
-def where(kind: type[Resource]) -> tuple[str, str, str]:
-    """Group, version and plural."""
-    return GROUP, VERSION, kind.names.plural
+def _one(kind: type[Resource], name: str, method: str) -> tuple[str, str, str]:
+    return f"{kind.__name__} {name}", method, f"{_all(kind)}/{name}"
 
 
 def parse(kind: type[R], body: Any) -> R:
     """The model of an object, without the record of who set which field."""
     metadata = {key: value for key, value in body["metadata"].items() if key != "managedFields"}
     return kind.model_validate(body | {"metadata": metadata})
-
-
-@contextlib.contextmanager
-def translated(what: str) -> Any:
-    """Turns the client's errors into ours."""
-    try:
-        yield
-    except ApiException as error:
-        words = sentence(error)
-        if error.status == 404:
-            raise NotFound(f"{what} does not exist: {words}") from error
-        if error.status == 409:
-            raise AlreadyExists(f"{what}: {words}") from error
-        if error.status in (400, 422):
-            raise InvalidArgument(f"the API server refused {what}: {words}") from error
-        raise Unavailable(f"the API server refused {what}: {words}; retry") from error
-    except (OSError, TimeoutError, aiohttp.ClientError) as error:
-        raise Unavailable(
-            f"the API server does not answer ({error or type(error).__name__}); retry"
-        ) from error
-
-
-def sentence(error: ApiException) -> str:
-    """The API server's own words, without headers and JSON around them."""
-    try:
-        return str(json.loads(error.body or "")["message"])
-    except (TypeError, ValueError, KeyError):
-        return f"{error.status} {error.reason}"
-
-
-@contextlib.asynccontextmanager
-async def connected(kubeconfig: str) -> AsyncIterator[client.ApiClient]:
-    """The API server of `kubeconfig`, or of the pod's service account if that is empty."""
-    if kubeconfig:
-        await config.load_kube_config(kubeconfig)
-    else:
-        config.load_incluster_config()
-    async with client.ApiClient() as api:
-        yield api

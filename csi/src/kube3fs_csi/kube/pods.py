@@ -1,10 +1,9 @@
 """What the kubelet does not tell a CSI driver about a pod."""
 
 import logging
+from urllib.parse import quote
 
-from kubernetes.aio import client
-
-from kube3fs_csi.kube.objects import translated
+from kube3fs_csi.kube.api import Api
 from kube3fs_csi.node.state import Pod
 from kube3fs_csi.serving.errors import CsiError
 
@@ -13,16 +12,14 @@ log = logging.getLogger(__name__)
 _SECONDS = 3.0
 
 
-async def has_user_namespace(api: client.ApiClient, pod: Pod) -> bool:
+async def has_user_namespace(api: Api, pod: Pod) -> bool:
     """Whether the pod has `hostUsers: false`. No, if the API server does not say: such pods are few."""
     if not pod.name:
         return False
+    path = f"/api/v1/namespaces/{quote(pod.namespace, safe='')}/pods/{quote(pod.name, safe='')}"
     try:
-        with translated(f"pod {pod.namespace}/{pod.name}"):
-            found = await client.CoreV1Api(api).read_namespaced_pod(
-                pod.name, pod.namespace, _request_timeout=_SECONDS
-            )
+        found = await api.request(f"pod {pod.namespace}/{pod.name}", "GET", path, seconds=_SECONDS)
     except CsiError as error:
         log.warning("%s; taken as a pod without users of its own", error)
         return False
-    return found.spec is not None and found.spec.host_users is False
+    return found["spec"].get("hostUsers") is False

@@ -1,6 +1,11 @@
-"""mount(2) and its kin, and the mount table. Nothing here looks *through* a mount: none can hang it."""
+"""mount(2) and its kin, and the mount table. Nothing here looks *through* a mount: none can hang it.
+
+The kernel writes the whole table anew for every reader, a line for each mount of the node: it is not read for
+each pod.
+"""
 
 import ctypes
+import errno
 import os
 import re
 from collections.abc import Callable
@@ -10,6 +15,7 @@ from typing import NamedTuple
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_NOATIME, MS_NODIRATIME, MS_BIND, MS_RELATIME = 32, 1024, 2048, 4096, 1 << 21
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_NOTHING_MOUNTED = (errno.EINVAL, errno.ENOENT, errno.ENOTDIR)
 
 FUSE_TYPE = "fuse.hf3fs"
 _FUSE_OPTIONS = "rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other,max_read=1048576"
@@ -81,7 +87,8 @@ def _mountinfo() -> str:
 def mounts_at(path: Path) -> list[Mount]:
     """The mounts stacked at `path`, the lowest first."""
     # A search finds the few lines of a long table that need to be parsed.
-    lines = [line for line in _mountinfo().splitlines() if _escape(str(path)) in line]
+    written = _escape(str(path))
+    lines = [line for line in _mountinfo().splitlines() if written in line]
     return [mount for mount in map(_parse_line, lines) if mount.path == path]
 
 
@@ -132,8 +139,13 @@ def bind(source: Path, target: Path) -> None:
 
 def unmount(target: Path) -> None:
     """Takes away everything mounted at `target`, busy or not. Nothing mounted there is success."""
-    for _ in mounts_at(target):
-        _call(_libc.umount2, os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW)
+    while True:
+        try:
+            _call(_libc.umount2, os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW)
+        except OSError as error:
+            if error.errno not in _NOTHING_MOUNTED:
+                raise
+            return
 
 
 def _mount(source: str, target: Path, fstype: str, flags: int, data: str = "") -> None:
@@ -149,5 +161,5 @@ def _mount(source: str, target: Path, fstype: str, flags: int, data: str = "") -
 
 def _call(function: Callable[..., int], *arguments: object) -> None:
     if function(*arguments):
-        errno = ctypes.get_errno()
-        raise OSError(errno, os.strerror(errno), str(arguments[0]))
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(arguments[0]))

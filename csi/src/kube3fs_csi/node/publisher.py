@@ -238,14 +238,20 @@ def config(record: Published) -> Json:
 def make_target(target: Path) -> None:
     """The directory to mount at. The kubelet makes its parents; a link in its place is refused."""
     target.mkdir(mode=0o750, parents=True, exist_ok=True)
-    if target.is_symlink() or target.parent.resolve() != target.parent:
+    if target.is_symlink() or lies_below_link(target):
         raise InvalidArgument(f"{target} is or leads through a symbolic link; give the path itself")
 
 
 def clear_target(target: Path) -> None:
     """Unmounts what is at `target` and removes the directory, as CSI asks for."""
-    mounts.unmount(target)
+    if not lies_below_link(target):  # nothing of ours is mounted there, see `make_target`
+        mounts.unmount(target)
     try:
         target.rmdir()
     except (FileNotFoundError, NotADirectoryError):
         return
+
+
+def lies_below_link(target: Path) -> bool:
+    """Whether a directory above `target` is a symbolic link. Does not look at `target`: it may hang."""
+    return target.parent.resolve() != target.parent

@@ -5,6 +5,7 @@ volume of kind shm shows it at the pod's /dev/shm by a bind mount. It goes with 
 """
 
 import os
+import threading
 from pathlib import Path
 
 from kube3fs_csi.node import mounts
@@ -19,13 +20,15 @@ class SharedMemory:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
+        self._mounting = threading.Lock()
 
     def ensure(self, pod_key: str) -> Path:
         """The pod's tmpfs, mounted if it is not."""
         path = self._folder / pod_key
         path.mkdir(mode=0o700, exist_ok=True)
-        if not mounts.mounts_at(path):
-            mounts.mount_tmpfs(path, _WITHOUT_SHM_VOLUME)
+        with self._mounting:  # the kubelet publishes the volumes of a pod side by side
+            if not path.is_mount():
+                mounts.mount_tmpfs(path, _WITHOUT_SHM_VOLUME)
         return path
 
     def show(self, pod_key: str, target: Path, size: int, huge: str) -> None:

@@ -14,8 +14,9 @@ from kube3fs_csi.api import csi_pb2_grpc, pluginregistration_pb2_grpc
 from kube3fs_csi.devices import cdi, discovery, sources
 from kube3fs_csi.devices.servicer import RdmaPlugin
 from kube3fs_csi.devices.servicer import run as run_device_plugin
+from kube3fs_csi.kube.api import connected
 from kube3fs_csi.kube.informer import Informer
-from kube3fs_csi.kube.objects import Objects, connected
+from kube3fs_csi.kube.objects import Objects
 from kube3fs_csi.kube.pods import has_user_namespace
 from kube3fs_csi.node import client_library
 from kube3fs_csi.node.clusters import Clusters
