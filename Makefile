@@ -200,6 +200,10 @@ dist/stamp: $(TOOLS)/venv $(WHEEL_SOURCES)
 test-usrbio-py: deps wheels ## The wheels, each installed in a clean environment, on Python 3.10, 3.11 and 3.13; mypy; the docs
 	$(USRBIO_PY)/tests/run.sh dist $(TOOLS)/usrbio-py
 
+.PHONY: test-torch
+test-torch: build test-usrbio-py ## The Dataset example under a real torch DataLoader: Debian's packages, unpacked, not installed (150 MB)
+	$(USRBIO_PY)/tests/torch.sh $(TOOLS)/usrbio-py/3.11/bin/python $(NATIVE)/target/release/usrbiod $(TOOLS)/torch
+
 .PHONY: bench-python
 bench-python: wheels build ## Benchmark the Python package beside the C client and os.preadv; about 3 minutes
 	rm -rf $(TOOLS)/usrbio-bench && $(PYTHON) -m venv $(TOOLS)/usrbio-bench

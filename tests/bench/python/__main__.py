@@ -136,23 +136,30 @@ def _overhead(fast: Server) -> list[Line]:
 
 
 def _loader(server: Server, pace: Pace, where: str) -> list[Line]:
-    """Four processes that read records of 4 KiB to 1 MiB."""
-    sides: dict[str, list[loader.Round]] = {"rings": [], "pread": []}
-    with loader.workers(server.mount / "file") as connections:
+    """Four processes that read records of 4 KiB to 1 MiB for a fifth."""
+    sides: dict[str, list[loader.Round]] = {"rings": [], "pread": [], "preadv": []}
+    with loader.running(server.mount / "file") as running:
         for turn in range(pace.rounds + 1):
             order = list(sides) if turn % 2 else list(reversed(sides))
             for way in order:
                 before = server.cpu_seconds()
-                measured = loader.measure(connections, way, pace.seconds)
+                measured = running.measure(way, pace.seconds)
                 daemon = server.cpu_seconds() - before
                 if turn:
                     sides[way].append(measured._replace(cpu_seconds=measured.cpu_seconds + daemon))
     rates = {way: [r.bytes / r.seconds / (1 << 20) for r in rounds] for way, rounds in sides.items()}
     cpu = {way: [r.cpu_seconds / r.bytes * (1 << 30) for r in rounds] for way, rounds in sides.items()}
     what = f"{loader.WORKERS} workers, records of 4 KiB to 1 MiB{where}"
-    thrift = _compared(what + ": CPU", "os.pread", cpu["pread"], cpu["rings"], "s/GiB", 1)
-    thrift.ours, thrift.theirs = thrift.theirs, thrift.ours
-    return [_compared(what, "os.pread", rates["rings"], rates["pread"], "MiB/s", 1.3), thrift]
+    lines = []
+    for way, against, target, thrift in (
+        ("pread", "os.pread", 1.3, 1),
+        ("preadv", "os.preadv into shared memory", 0, 0),
+    ):
+        lines.append(_compared(what, against, rates["rings"], rates[way], "MiB/s", target))
+        line = _compared(what + ": CPU", against, cpu[way], cpu["rings"], "s/GiB", thrift)
+        line.ours, line.theirs = line.theirs, line.ours
+        lines.append(line)
+    return lines
 
 
 def _compared(

@@ -1,12 +1,21 @@
-"""A loop like a DataLoader's: worker processes that read batches of records of many sizes."""
+"""A loop like a DataLoader's: worker processes read batches of records of many sizes, a trainer gets them.
+
+As with torch's, a batch reaches the trainer in shared memory, a worker is some batches ahead, and the queues
+carry only numbers. What differs is how a record gets into the shared memory:
+
+* `rings`: it is the Iov, and the daemon reads into it;
+* `pread`: the worker copies what `os.pread` gave it, as a worker of torch's does with a sample;
+* `preadv`: the worker gives `os.preadv` the place, which spares it that copy.
+"""
 
 import multiprocessing
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as ready
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,107 +28,151 @@ RECORDS = 32
 
 SMALLEST, LARGEST = 4 << 10, 1 << 20
 POOL = 32
+AHEAD = 2
+"""Batches that a worker is asked for at once; torch's `prefetch_factor`."""
 
 
 class Round(NamedTuple):
     bytes: int
     seconds: float
     cpu_seconds: float
-    """Of the worker."""
+    """Of trainer and workers."""
 
 
 class Batch(NamedTuple):
     offsets: np.ndarray
     lengths: np.ndarray
+    places: np.ndarray
+    """In its slot, one record after another."""
 
 
-def batches(size: int, seed: int) -> list[Batch]:
+class Task(NamedTuple):
+    """What a worker is asked for; it answers with the same when that is done."""
+
+    way: str
+    batch: int
+    slot: int
+
+
+def batches(size: int) -> list[Batch]:
     """Random places, and sizes evenly spread over the magnitudes."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(1)
     made = []
     for _ in range(POOL):
         lengths = np.exp(random.uniform(np.log(SMALLEST), np.log(LARGEST), RECORDS)).astype(np.int64)
-        made.append(Batch(random.integers(0, size - LARGEST, RECORDS), lengths))
+        places = np.cumsum(lengths) - lengths
+        made.append(Batch(random.integers(0, size - LARGEST, RECORDS), lengths, places))
     return made
 
 
-def check(record: np.ndarray, offset: int) -> None:
-    """A word of the record is what it should be: its own place in the file (see fixture.data_file)."""
-    skip = -offset % 8
-    assert record[skip : skip + 8].view(np.uint64)[0] == offset + skip
+class Loader:
+    """The trainer's side."""
+
+    def __init__(self, path: Path, iov: usrbio.Iov, pool: Sequence[Batch], workers: Sequence[Connection]):
+        self._memory = np.frombuffer(iov, np.uint8).reshape(WORKERS * AHEAD, -1)
+        self._pool = pool
+        self._workers = workers
+
+    def measure(self, way: str, seconds: float) -> Round:
+        """Takes batches for so long."""
+        cpu, start, count, asked = self._cpu(), time.perf_counter(), 0, 0
+        for number, worker in enumerate(self._workers):
+            for ahead in range(AHEAD):
+                worker.send(Task(way, asked % POOL, number * AHEAD + ahead))
+                asked += 1
+        outstanding = asked
+        while outstanding:
+            for worker in ready(self._workers):
+                assert isinstance(worker, Connection)
+                done: Task = worker.recv()
+                outstanding -= 1
+                count += self._use(done)
+                if time.perf_counter() - start < seconds:
+                    worker.send(Task(way, asked % POOL, done.slot))
+                    asked += 1
+                    outstanding += 1
+        return Round(count, time.perf_counter() - start, self._cpu() - cpu)
+
+    def _use(self, task: Task) -> int:
+        """Looks at a word of each record: it tells its own place in the file (see fixture.data_file)."""
+        batch, slot = self._pool[task.batch], self._memory[task.slot]
+        for offset, place in zip(batch.offsets.tolist(), batch.places.tolist(), strict=True):
+            at = place - offset % -8
+            assert slot[at : at + 8].view(np.uint64)[0] == offset - offset % -8
+        return int(batch.lengths.sum())
+
+    def _cpu(self) -> float:
+        for worker in self._workers:
+            worker.send(None)
+        return cpu_seconds() + sum(worker.recv() for worker in self._workers)
 
 
-def work(path: Path, seed: int, parent: Connection) -> None:
-    """A worker: each message (way, seconds) is one round."""
+def work(path: Path, iov: usrbio.Iov, pool: Sequence[Batch], trainer: Connection) -> None:
+    """A worker, until the trainer hangs up."""
     with ExitStack() as stack:
-        mount = usrbio.Mount(path)
-        ring = stack.enter_context(usrbio.Ring(mount, RECORDS))
-        iov = stack.enter_context(usrbio.Iov(mount, RECORDS * LARGEST))
+        ring = stack.enter_context(usrbio.Ring(usrbio.Mount(path), RECORDS))
         file = stack.enter_context(usrbio.File(path))
-        memory = np.frombuffer(iov, np.uint8)
+        memory = np.frombuffer(iov, np.uint8).reshape(WORKERS * AHEAD, -1)
         fd = os.open(path, os.O_RDONLY)
         stack.callback(os.close, fd)
-        pool = batches(file.size, seed)
 
-        def rings(batch: Batch) -> None:
-            ring.read(file, batch.offsets, batch.lengths, iov)
-            place = 0
-            for offset, length in zip(batch.offsets.tolist(), batch.lengths.tolist(), strict=True):
-                check(memory[place : place + length], offset)
-                place += length
+        def rings(batch: Batch, slot: int) -> None:
+            places = batch.places + slot * memory.shape[1]
+            ring.read(file, batch.offsets, batch.lengths, iov, places)
 
-        def pread(batch: Batch) -> None:
-            # As a Dataset does: a batch of records, each an object of its own.
-            records = [
-                os.pread(fd, length, offset)
-                for offset, length in zip(batch.offsets.tolist(), batch.lengths.tolist(), strict=True)
-            ]
-            for offset, record in zip(batch.offsets.tolist(), records, strict=True):
-                check(np.frombuffer(record, np.uint8), offset)
+        def pread(batch: Batch, slot: int) -> None:
+            for offset, length, place in rows(batch):
+                record = os.pread(fd, length, offset)
+                memory[slot, place : place + length] = np.frombuffer(record, np.uint8)
 
-        ways = {"rings": rings, "pread": pread}
-        parent.send(None)
-        while message := parent.recv():
-            way, seconds = message
-            read, count, turn = ways[way], 0, 0
-            start, cpu = time.perf_counter(), _cpu()
-            while (elapsed := time.perf_counter() - start) < seconds:
-                read(pool[turn % POOL])
-                count += int(pool[turn % POOL].lengths.sum())
-                turn += 1
-            parent.send(Round(count, elapsed, _cpu() - cpu))
+        def preadv(batch: Batch, slot: int) -> None:
+            for offset, length, place in rows(batch):
+                os.preadv(fd, [memory[slot, place : place + length]], offset)
+
+        ways: dict[str, Callable[[Batch, int], None]] = {"rings": rings, "pread": pread, "preadv": preadv}
+        trainer.send(None)
+        while True:
+            try:
+                task: Task | None = trainer.recv()
+            except EOFError:
+                return
+            if task is None:
+                trainer.send(cpu_seconds())
+            else:
+                ways[task.way](pool[task.batch], task.slot)
+                trainer.send(task)
 
 
-def _cpu() -> float:
+def rows(batch: Batch) -> Iterator[tuple[int, int, int]]:
+    """Offset, length and place of each record."""
+    return zip(batch.offsets.tolist(), batch.lengths.tolist(), batch.places.tolist(), strict=True)
+
+
+def cpu_seconds() -> float:
+    """Of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
 @contextmanager
-def workers(path: Path) -> Iterator[list[Connection]]:
-    """The workers, ready to be told what to do."""
+def running(path: Path) -> Iterator[Loader]:
+    """The workers, forked and ready."""
     context = multiprocessing.get_context("fork")
-    connections, processes = [], []
-    for seed in range(WORKERS):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(path, seed, theirs))
-        process.start()
-        connections.append(ours)
-        processes.append(process)
-    for connection in connections:
-        connection.recv()
-    yield connections
-    for connection in connections:
-        connection.send(None)
-    for process in processes:
-        process.join(30)
-
-
-def measure(connections: list[Connection], way: str, seconds: float) -> Round:
-    """One round of all workers together."""
-    for connection in connections:
-        connection.send((way, seconds))
-    rounds: list[Round] = [connection.recv() for connection in connections]
-    return Round(
-        sum(r.bytes for r in rounds), max(r.seconds for r in rounds), sum(r.cpu_seconds for r in rounds)
-    )
+    with ExitStack() as stack:
+        pool = batches(path.stat().st_size)
+        largest = max(int(batch.lengths.sum()) for batch in pool)
+        slot = -(-largest // 4096) * 4096
+        iov = stack.enter_context(usrbio.Iov(usrbio.Mount(path), WORKERS * AHEAD * slot))
+        workers = []
+        for _ in range(WORKERS):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=work, args=(path, iov, pool, theirs))
+            process.start()
+            theirs.close()
+            # In reverse at the end: a worker has our ends of those before it, too, and keeps them open.
+            stack.callback(process.join, 30)
+            stack.callback(ours.close)
+            workers.append(ours)
+        for worker in workers:
+            worker.recv()
+        yield Loader(path, iov, pool, workers)
