@@ -107,8 +107,11 @@ class Loader:
         return cpu_seconds() + sum(worker.recv() for worker in self._workers)
 
 
-def work(path: Path, iov: usrbio.Iov, pool: Sequence[Batch], trainer: Connection) -> None:
-    """A worker, until the trainer hangs up."""
+def work(
+    path: Path, iov: usrbio.Iov, pool: Sequence[Batch], trainer: Connection, inherited: Connection
+) -> None:
+    """A worker, until the trainer hangs up: its end, which a fork copied, must not keep it waiting."""
+    inherited.close()
     with ExitStack() as stack:
         ring = stack.enter_context(usrbio.Ring(usrbio.Mount(path), RECORDS))
         file = stack.enter_context(usrbio.File(path))
@@ -166,10 +169,10 @@ def running(path: Path) -> Iterator[Loader]:
         workers = []
         for _ in range(WORKERS):
             ours, theirs = context.Pipe()
-            process = context.Process(target=work, args=(path, iov, pool, theirs))
+            process = context.Process(target=work, args=(path, iov, pool, theirs, ours))
             process.start()
             theirs.close()
-            # In reverse at the end: a worker has our ends of those before it, too, and keeps them open.
+            # In reverse at the end: a worker has our ends of those before it, too.
             stack.callback(process.join, 30)
             stack.callback(ours.close)
             workers.append(ours)
