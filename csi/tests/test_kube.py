@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from csikit.apiserver import ApiServer, Body
 from csikit.driver import CLUSTER, cluster
+from csikit.waiting import eventually
 
 from kube3fs_crds import ObjectMeta, StorageCluster, StorageNode
+from kube3fs_csi.kube import informer
 from kube3fs_csi.kube.api import Api, connected
 from kube3fs_csi.kube.objects import Objects
 from kube3fs_csi.kube.pods import has_user_namespace
@@ -69,6 +71,22 @@ async def test_a_watch_goes_on_where_a_list_ended(server: ApiServer, objects: Ob
         await server.put("storageclusters", later)
         event = await anext(events)
     assert (event["type"], event["object"]["metadata"]["name"]) == ("ADDED", "later")
+
+
+async def test_an_informer_goes_on_when_a_watch_ends_or_has_expired(
+    server: ApiServer, objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended without a word, by an error in its stream, and refused: later objects are seen all the same."""
+    monkeypatch.setattr(informer, "RETRY_SECONDS", 0)
+    server.watch_faults = ["end", "ERROR", "end", "410"]
+    clusters = informer.Informer(objects, StorageCluster)
+    running = asyncio.create_task(clusters.run())
+    try:
+        await eventually(lambda: not server.watch_faults)
+        await server.put("storageclusters", cluster())
+        assert await clusters.wait_for(CLUSTER, lambda found: found is not None, 10)
+    finally:
+        running.cancel()
 
 
 @pytest.mark.parametrize(

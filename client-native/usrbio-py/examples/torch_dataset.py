@@ -48,7 +48,8 @@ class RecordDataset(Dataset):  # type: ignore[misc, valid-type, unused-ignore]
 
     The index of a batch is a list of the numbers of its records. A worker reads them into a slot of the
     Iov, which it shares with the trainer as its child (so workers must be forked), and hands over only which
-    slot and how many records. It uses a slot again when the trainer has taken its next batch.
+    slot and how many records. It uses a slot again when the trainer has taken its next batch; so there is one
+    loop at a time over a dataset.
     """
 
     def __init__(self, path: str) -> None:
@@ -84,7 +85,9 @@ class _Reader:
         slot = self._first + self._turn % SLOTS
         self._turn += 1
         places = (slot * BATCH + np.arange(len(indexes))) * RECORD
-        self._ring.read(self._file, indexes * RECORD, RECORD, self._iov, places)
+        lengths = self._ring.read(self._file, indexes * RECORD, RECORD, self._iov, places)
+        if min(lengths) < RECORD:
+            raise EOFError("the file has become shorter: the slot still has records of an older batch")
         return slot, len(indexes)
 
 

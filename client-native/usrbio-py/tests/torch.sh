@@ -26,11 +26,12 @@ mkdir "$work/data" "$work/mnt"
 head -c 40960000 /dev/urandom >"$work/data/train.bin"
 "$usrbiod" serve "$work/data" "$work/mnt" &
 daemon=$!
-trap 'kill $daemon; wait $daemon; rm -r "$work"' EXIT
+trap 'kill $daemon || :; wait $daemon || :; rm -r --one-file-system "$work"' EXIT
 for _ in {1..100}; do
     mountpoint -q "$work/mnt" && break
     sleep 0.1
 done
+mountpoint "$work/mnt"
 
 sum=$("$python" -c 'import sys; print(sum(open(sys.argv[1], "rb").read()))' "$work/data/train.bin")
 said=$(LD_LIBRARY_PATH=$libraries PYTHONPATH=$folder/root/usr/lib/python3/dist-packages \

@@ -30,6 +30,8 @@ class ApiServer:
     def __init__(self) -> None:
         self.objects: dict[Key, Body] = {}
         self.url = ""
+        self.watch_faults: list[str] = []
+        """What becomes of the next watches: `end` at once, an `ERROR` event of code 410, or a `410`."""
         self._events: list[tuple[int, str, str, Body]] = []
         self._version = 1
         self._changed = asyncio.Condition()
@@ -101,8 +103,16 @@ class ApiServer:
         return web.json_response({"metadata": {"resourceVersion": str(self._version)}, "items": items})
 
     async def _watch(self, request: web.Request, plural: str, selector: str) -> web.StreamResponse:
+        fault = self.watch_faults.pop(0) if self.watch_faults else None
+        if fault == "410":
+            return _status(410, "too old resource version")
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
+        if fault == "ERROR":
+            error = {"type": "ERROR", "object": {"code": 410, "message": "too old resource version"}}
+            await response.write(json.dumps(error).encode() + b"\n")
+        if fault:
+            return response
         seen = int(request.query["resourceVersion"])
         while True:
             for version, kind, event, body in list(self._events):

@@ -1,7 +1,7 @@
 """Requests to the API server, by their paths.
 
 Of kubernetes.aio this uses the connection: TLS, credentials and their renewal. Its methods for each resource
-are generated code by the megabyte: CoreV1Api alone takes a second and 25 MiB to import, on every node.
+are generated code by the megabyte: CoreV1Api alone takes 0.6 s and 25 MiB to import, on every node.
 """
 
 import contextlib
@@ -103,10 +103,9 @@ def sentence(body: bytes, response: aiohttp.ClientResponse) -> str:
 def _answered() -> Iterator[None]:
     try:
         yield
-    except (OSError, TimeoutError, aiohttp.ClientError) as error:
-        raise Unavailable(
-            f"the API server does not answer ({error or type(error).__name__}); retry"
-        ) from error
+    except (OSError, TimeoutError, aiohttp.ClientError, json.JSONDecodeError) as error:
+        why = str(error) or type(error).__name__
+        raise Unavailable(f"the API server does not answer as it should ({why}); retry") from error
 
 
 @contextlib.asynccontextmanager

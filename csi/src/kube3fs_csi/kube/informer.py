@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Resource)
 
 _WATCH_SECONDS = 300
-_RETRY_SECONDS = 1.0
+RETRY_SECONDS = 1.0
 
 
 class Informer(Generic[R]):
@@ -49,7 +49,7 @@ class Informer(Generic[R]):
                 log.warning("%s: %s", self._kind.__name__, error)
             except Exception:
                 log.exception("following %s failed", self._kind.__name__)
-            await asyncio.sleep(_RETRY_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def wait_for(self, name: str, done: Callable[[R | None], bool], seconds: float) -> R | None:
         """The object as soon as `done` holds for it (None: it is not there); TimeoutError after `seconds`."""

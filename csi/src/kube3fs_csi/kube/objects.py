@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
 
 from kube3fs_crds import GROUP, VERSION, ApiModel, Resource
 from kube3fs_csi.kube.api import Api
@@ -101,7 +102,7 @@ def _all(kind: type[Resource]) -> str:
 
 
 def _one(kind: type[Resource], name: str, method: str) -> tuple[str, str, str]:
-    return f"{kind.__name__} {name}", method, f"{_all(kind)}/{name}"
+    return f"{kind.__name__} {name}", method, f"{_all(kind)}/{quote(name, safe='')}"
 
 
 def parse(kind: type[R], body: Any) -> R:

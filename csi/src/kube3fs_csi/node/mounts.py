@@ -1,7 +1,7 @@
 """mount(2) and its kin, and the mount table. Nothing here looks *through* a mount: none can hang it.
 
-The kernel writes the whole table anew for every reader, a line for each mount of the node: it is not read for
-each pod.
+The kernel writes the whole table anew for every reader, a line for each mount of the node: it is not read to
+publish or unpublish what was not there before.
 """
 
 import ctypes
