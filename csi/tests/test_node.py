@@ -3,6 +3,7 @@
 import asyncio
 import os
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -140,6 +141,32 @@ async def test_a_failed_publish_leaves_nothing(node: Node) -> None:
         assert not want.target.exists()
         assert node.mounted() == []
         assert publisher.store.all() == []
+
+
+async def test_shared_memory_stays_with_a_volume_that_comes_as_the_last_one_goes(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pod's sessions never have a tmpfs that is gone."""
+    async with node.plugin() as publisher:
+        first, second = node.want("pod-a", "v1"), node.want("pod-a", "v2")
+        for want in (first, second):
+            node.make_volume(publisher, want.volume_id)
+        await publisher.publish(first)
+        remove, removing, go_on = publisher.shm.remove, threading.Event(), threading.Event()
+
+        def remove_slowly(pod_key: str) -> None:
+            removing.set()
+            assert go_on.wait(20)
+            remove(pod_key)
+
+        monkeypatch.setattr(publisher.shm, "remove", remove_slowly)
+        going = asyncio.create_task(publisher.unpublish("v1", first.target))
+        await eventually(removing.is_set)
+        coming = asyncio.create_task(publisher.publish(second))
+        await asyncio.wait([coming], timeout=0.5)  # it would be done by now if it did not wait
+        go_on.set()
+        await asyncio.gather(going, coming)
+        assert len(mounts.mounts_at(node.folder / "shm/pod-a")) == 1
 
 
 async def test_a_scratch_volume_of_an_unknown_cluster_leaves_nothing(node: Node) -> None:

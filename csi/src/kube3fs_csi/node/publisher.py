@@ -45,6 +45,8 @@ class Publisher:
         self.clusters = clusters
         self.shm = shm
         self._executor = executor
+        self._coming_or_gone = asyncio.Lock()
+        """No record of a pod comes while its shared memory goes, because it seemed to have none."""
 
     async def blocking(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs `work` in a thread of the executor."""
@@ -67,7 +69,8 @@ class Publisher:
         if have is not None:
             log.info("volume %s at %s was cut off; starting again", want.volume_id, want.target)
             await self._take_away(have)
-        self.store.put(want)
+        async with self._coming_or_gone:
+            self.store.put(want)
         try:
             await self._bring(want)
         except BaseException:
@@ -217,10 +220,11 @@ class Publisher:
     async def _forget(self, record: Published) -> None:
         if record.kind == "scratch":
             await self.blocking(self._delete_scratch, record)
-        self.store.remove(record)
+        async with self._coming_or_gone:
+            self.store.remove(record)
+            if not self.store.of_pod(record.pod.key):
+                await self.blocking(self.shm.remove, record.pod.key)
         self.unpublished(record.volume_id)
-        if not self.store.of_pod(record.pod.key):
-            await self.blocking(self.shm.remove, record.pod.key)
 
 
 def config(record: Published) -> Json:
