@@ -39,11 +39,9 @@ class Process:
 
 def process(*argv: str, group: str = "") -> Process:
     """The process whose command line has all of `argv`, in a cgroup with `group` in its name."""
-    (found,) = [pid for pid in _pids() if _runs(pid, argv) and group in (pid / "cgroup").read_text()]
-    status = dict(line.split(":", 1) for line in (found / "status").read_text().splitlines())
-    return Process(
-        int(found.name), len(list((found / "fd").iterdir())), int(status["VmRSS"].split()[0]) << 10
-    )
+    pids = Path("/proc").glob("[0-9]*")
+    (found,) = [found for pid in pids if (found := _look(pid, argv, group))]
+    return found
 
 
 def plugin() -> dict[str, Process]:
@@ -56,12 +54,16 @@ def kubelet() -> Process:
     return process("kubelet", f"--hostname-override={NODE}")
 
 
-def _pids() -> list[Path]:
-    return list(Path("/proc").glob("[0-9]*"))
-
-
-def _runs(pid: Path, argv: tuple[str, ...]) -> bool:
+def _look(pid: Path, argv: tuple[str, ...], group: str) -> Process | None:
+    """The process of a folder of /proc, if it is one of those meant and not about to end."""
     try:
-        return set(argv) <= set((pid / "cmdline").read_text().split("\0"))
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+        if not set(argv) <= set((pid / "cmdline").read_text().split("\0")):
+            return None
+        if group not in (pid / "cgroup").read_text():
+            return None
+        status = dict(line.split(":", 1) for line in (pid / "status").read_text().splitlines())
+        fds = len(list((pid / "fd").iterdir()))
+        # One that was killed has no memory any more, and ends later.
+        return Process(int(pid.name), fds, int(status["VmRSS"].split()[0]) << 10)
+    except (FileNotFoundError, ProcessLookupError, KeyError):
+        return None
