@@ -65,11 +65,16 @@ def batches(size: int) -> list[Batch]:
     return made
 
 
+def slots(iov: usrbio.Iov) -> np.ndarray:
+    """The Iov's bytes, a row for each batch that may be under way."""
+    return np.frombuffer(iov, np.uint8).reshape(WORKERS * AHEAD, -1)
+
+
 class Loader:
     """The trainer's side."""
 
-    def __init__(self, path: Path, iov: usrbio.Iov, pool: Sequence[Batch], workers: Sequence[Connection]):
-        self._memory = np.frombuffer(iov, np.uint8).reshape(WORKERS * AHEAD, -1)
+    def __init__(self, iov: usrbio.Iov, pool: Sequence[Batch], workers: Sequence[Connection]):
+        self._memory = slots(iov)
         self._pool = pool
         self._workers = workers
 
@@ -115,7 +120,7 @@ def work(
     with ExitStack() as stack:
         ring = stack.enter_context(usrbio.Ring(usrbio.Mount(path), RECORDS))
         file = stack.enter_context(usrbio.File(path))
-        memory = np.frombuffer(iov, np.uint8).reshape(WORKERS * AHEAD, -1)
+        memory = slots(iov)
         fd = os.open(path, os.O_RDONLY)
         stack.callback(os.close, fd)
 
@@ -178,4 +183,4 @@ def running(path: Path) -> Iterator[Loader]:
             workers.append(ours)
         for worker in workers:
             worker.recv()
-        yield Loader(path, iov, pool, workers)
+        yield Loader(iov, pool, workers)
