@@ -21,7 +21,7 @@ from kube3fs_csi.node.publisher import Publisher
 from kube3fs_csi.node.sessions import Health, Sessions
 from kube3fs_csi.node.shm import SharedMemory
 from kube3fs_csi.node.state import Pod, Published, Store
-from kube3fs_csi.node.usrbiod import DaemonGone
+from kube3fs_csi.node.usrbiod import DaemonError, DaemonGone
 from kube3fs_csi.serving.errors import AlreadyExists, InvalidArgument, NotFound, Precondition
 
 MIB = 1 << 20
@@ -227,11 +227,30 @@ async def test_the_volumes_of_a_pod_share_its_tmpfs_and_nobody_elses(node: Node,
         size = os.statvfs(wants[1].target)
         assert size.f_blocks * size.f_frsize == 8 * MIB
         assert shown.st_mode & 0o7777 == 0o1777
+        semaphores = [path.stat() for path in wants[1].target.glob("sem.*")]
+        assert len(semaphores) == 3
+        assert all(stat.st_blocks for stat in semaphores), "clients post what the daemon does not wait for"
         (mount,) = mounts.mounts_at(wants[1].target)
         assert {"nosuid", "nodev", "noexec"} <= mount.options
         for want in (*wants, other):
             await publisher.unpublish(want.volume_id, want.target)
         assert node.mounted() == []
+
+
+async def test_a_session_without_room_for_its_semaphores_is_refused(node: Node) -> None:
+    """A pod with full shared memory gets an error, not a volume that it can hardly wake; room mends it."""
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        shm = node.want("pod-a", "shm", kind="shm", size=MIB, cluster="")
+        await publisher.publish(shm)
+        (shm.target / "everything").write_bytes(bytes(MIB))
+        want = node.want("pod-a", "v1")
+        with pytest.raises(DaemonError, match="No space left"):
+            await publisher.publish(want)
+        assert [path.name for path in shm.target.iterdir()] == ["everything"]
+        (shm.target / "everything").unlink()
+        await publisher.publish(want)
+        await publisher.unpublish("v1", want.target)
 
 
 async def test_a_pod_has_one_size_of_shared_memory(node: Node) -> None:

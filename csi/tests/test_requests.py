@@ -110,9 +110,10 @@ def test_passthrough_can_be_switched_off() -> None:
         pytest.param(
             {"volume_context": {**SHM, "csi.kube3fs.io/size": "lots"}}, "such as 8Gi", id="no quantity"
         ),
-        pytest.param({"volume_context": {**SHM, "csi.kube3fs.io/size": "0"}}, "more than 0", id="size 0"),
+        pytest.param({"volume_context": {**SHM, "csi.kube3fs.io/size": "0"}}, "at least", id="size 0"),
+        pytest.param({"volume_context": {**SHM, "csi.kube3fs.io/size": "-1Gi"}}, "at least", id="negative"),
         pytest.param(
-            {"volume_context": {**SHM, "csi.kube3fs.io/size": "-1Gi"}}, "more than 0", id="negative"
+            {"volume_context": {**SHM, "csi.kube3fs.io/size": "64Ki"}}, "at least 1048576", id="too small"
         ),
         pytest.param({"volume_context": {**SHM, "csi.kube3fs.io/huge": "yes"}}, "within_size", id="odd huge"),
         pytest.param(

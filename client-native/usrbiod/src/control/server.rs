@@ -55,6 +55,14 @@ struct Peer<'a> {
     given: HashMap<String, HashMap<String, OwnedFd>>,
 }
 
+fn log(refusal: &Refusal) {
+    match refusal {
+        // A mount that went takes its session along before anybody asks for `detach`.
+        Refusal::SessionUnknown { .. } => tracing::debug!(%refusal, "control request refused"),
+        _ => tracing::warn!(code = refusal.code(), %refusal, "control request refused"),
+    }
+}
+
 /// A part of a reply, with its fds.
 type Part = (Reply, Vec<OwnedFd>);
 
@@ -71,7 +79,7 @@ impl Peer<'_> {
         while let Some(message) = self.connection.recv().await? {
             let (id, outcome) = self.handle(message).await;
             let parts = outcome.unwrap_or_else(|refusal| {
-                tracing::warn!(code = refusal.code(), %refusal, "control request refused");
+                log(&refusal);
                 vec![(Reply::refused(&refusal), Vec::new())]
             });
             let last = parts.len().saturating_sub(1);

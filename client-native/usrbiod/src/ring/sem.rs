@@ -13,7 +13,7 @@
 
 use super::shm::{SharedMap, check_file};
 use crate::types::{Errno, Result};
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::thread::futex;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -53,12 +53,19 @@ fn hold(fd: &OwnedFd) -> Result<()> {
 }
 
 impl SubmitSem {
-    /// Makes a semaphore that everybody in the pod may post.
+    /// Makes a semaphore that everybody in the pod may post. `ENOSPC`: the directory's file system is full.
     pub(super) fn create(shm: impl AsFd) -> Result<SubmitSem> {
         let name = format!("{NAME_PREFIX}{}", uuid::Uuid::new_v4());
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let fd = rustix::fs::openat(shm, &name, flags, Mode::from_raw_mode(0o600))?;
-        rustix::fs::ftruncate(&fd, FILE_LEN)?;
+        let fd = rustix::fs::openat(&shm, &name, flags, Mode::from_raw_mode(0o600))?;
+        SubmitSem::init(name.clone(), fd).inspect_err(|_| {
+            let _ = rustix::fs::unlinkat(&shm, &name, AtFlags::empty());
+        })
+    }
+
+    fn init(name: String, fd: OwnedFd) -> Result<SubmitSem> {
+        // With its page: touched without one, the mapping would be poisoned, and clients would post another page.
+        rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, FILE_LEN)?;
         let map = SharedMap::new(&fd, FILE_LEN, true)?;
         map.init_semaphore(0)?;
         hold(&fd)?;

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from kube3fs_csi.node import mounts
 
-_WITHOUT_SHM_VOLUME = "size=4k"
-"""A pod that has no volume of kind shm cannot reach its tmpfs, so that nothing can be in it."""
+MIN_BYTES = 1 << 20
+"""What every pod's tmpfs has from its first volume on: usrbiod keeps three semaphores, each of a page, there
+for every session. A pod without a volume of kind shm cannot reach it, so that nothing else can be in it."""
 
 
 class SharedMemory:
@@ -28,7 +29,7 @@ class SharedMemory:
         path.mkdir(mode=0o700, exist_ok=True)
         with self._mounting:  # the kubelet publishes the volumes of a pod side by side
             if not path.is_mount():
-                mounts.mount_tmpfs(path, _WITHOUT_SHM_VOLUME)
+                mounts.mount_tmpfs(path, f"size={MIN_BYTES}")
         return path
 
     def show(self, pod_key: str, target: Path, size: int, huge: str) -> None:

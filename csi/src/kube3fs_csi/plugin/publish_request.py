@@ -22,6 +22,7 @@ from kube3fs_csi.names import (
     parse_cluster,
 )
 from kube3fs_csi.node.mounts import MS_RDONLY
+from kube3fs_csi.node.shm import MIN_BYTES
 from kube3fs_csi.node.state import Kind, Pod, Published
 from kube3fs_csi.serving.errors import InvalidArgument, NotFound, OutOfRange
 
@@ -148,8 +149,11 @@ def _size(kind: Kind, context: dict[str, str], limits: Limits) -> int:
         raise InvalidArgument(
             f"{ATTRIBUTE_SIZE} is {text[:100]!r}; set it to a quantity of bytes such as 8Gi"
         ) from error
-    if size <= 0:
-        raise InvalidArgument(f"{ATTRIBUTE_SIZE} is {text[:100]!r}; set it to more than 0, such as 8Gi")
+    least = MIN_BYTES if kind == "shm" else 1
+    if size < least:
+        raise InvalidArgument(
+            f"{ATTRIBUTE_SIZE} is {text[:100]!r}; set it to at least {least} bytes, such as 8Gi"
+        )
     if kind == "shm" and size > limits.max_shm_bytes:
         raise OutOfRange(
             f"{ATTRIBUTE_SIZE} is {text[:100]}, and this node allows {limits.max_shm_bytes} bytes of shared "
