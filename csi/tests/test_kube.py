@@ -100,6 +100,6 @@ async def test_a_pod_says_whether_it_has_users_of_its_own(
     assert await has_user_namespace(api, Pod(key="uid", namespace="ns", name="pod-a")) is mapped
 
 
-async def test_a_pod_that_cannot_be_read_has_no_users_of_its_own(api: Api) -> None:
-    """Publishing goes on without the API server."""
+async def test_an_unknown_pod_has_no_users_of_its_own(api: Api) -> None:
+    """The mirror of a static pod may come later than its volumes; it cannot have them."""
     assert await has_user_namespace(api, Pod(key="uid", namespace="ns", name="gone")) is False

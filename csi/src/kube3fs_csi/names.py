@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from kube3fs_csi.serving.errors import InvalidArgument
 
@@ -67,13 +67,13 @@ def parse_cluster(value: str) -> tuple[str, str]:
 
 def checked_path(path: str, below: Path, field: str) -> Path:
     """`path` where it is absolute, normal and strictly below `below`. Symlinks are not looked at here."""
-    pure = PurePosixPath(path)
+    found = Path(path)
     if not path:
         raise InvalidArgument(f"{field} is empty; set it to a path below {below}")
     if len(path.encode()) > MAX_PATH_BYTES or "\0" in path:
         raise InvalidArgument(f"{field} is longer than a path can be or contains a NUL")
-    if not pure.is_absolute() or ".." in pure.parts or below not in Path(path).parents:
+    if ".." in found.parts or found == below or not found.is_relative_to(below):
         raise InvalidArgument(
             f"{field} {path!r} is not a path below {below}; kubelet's folder is set by --kubelet-dir"
         )
-    return Path(path)
+    return found

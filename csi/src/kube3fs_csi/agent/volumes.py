@@ -51,6 +51,11 @@ class VolumeAgent:
         self._grown = grown
         self._executor = executor
 
+    def is_leaving(self, name: str) -> bool:
+        """Whether the volume is to be deleted as soon as no pod has it."""
+        volume = self._volumes.items.get(name)
+        return volume is not None and volume.metadata.deletion_timestamp is not None
+
     async def volume(self, name: str) -> None:
         """Makes the volume what its spec says."""
         volume = self._volumes.items.get(name)

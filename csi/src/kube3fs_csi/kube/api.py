@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 from kubernetes.aio import config
 from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
 
 from kube3fs_csi.serving.errors import AlreadyExists, CsiError, InvalidArgument, NotFound, Unavailable
 
@@ -111,9 +112,12 @@ def _answered() -> Iterator[None]:
 @contextlib.asynccontextmanager
 async def connected(kubeconfig: str) -> AsyncIterator[Api]:
     """The API server of `kubeconfig`, or of the pod's service account if that is empty."""
+    configuration = Configuration()
     if kubeconfig:
-        await config.load_kube_config(kubeconfig)
+        await config.load_kube_config(kubeconfig, client_configuration=configuration)
     else:
-        config.load_incluster_config()
-    async with ApiClient() as client:
+        config.load_incluster_config(client_configuration=configuration)
+    # Or aiohttp asks two threads before each request: for ~/.netrc, and for the proxies of the environment.
+    configuration.client_session_kwargs = {"trust_env": False}
+    async with ApiClient(configuration) as client:
         yield Api(client)

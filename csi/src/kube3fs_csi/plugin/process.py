@@ -150,6 +150,10 @@ async def _run_agent(process: NodeProcess, servicer: Node) -> None:
         )
         volume_queue, snapshot_queue = KeyQueue(agent.volume), KeyQueue(agent.snapshot)
 
+        def let_go(name: str) -> None:
+            if agent.is_leaving(name):
+                volume_queue.add(name)
+
         async def everything() -> None:
             for name in volumes.items:
                 volume_queue.add(name)
@@ -166,7 +170,7 @@ async def _run_agent(process: NodeProcess, servicer: Node) -> None:
             everything,
             process.agent_threads,
         )
-        process.publisher.unpublished = volume_queue.add
+        process.publisher.unpublished = let_go
         for part in (volumes, snapshots, nodes, volume_queue, snapshot_queue, node):
             group.create_task(part.run())
         group.create_task(_empty_trash(agent))
