@@ -53,10 +53,11 @@ class Node:
         clusters = Clusters(self.folder / "clusters.json", [self.data])
         clusters.set({"ns/fast": self.data})
         store = Store(self.folder / "published")
-        with ThreadPoolExecutor(4) as executor:
+        with ThreadPoolExecutor(4) as executor, ThreadPoolExecutor(1) as measurers:
             socket = (daemon or self.daemon).socket
             sessions = Sessions(socket, lambda: publisher.wanted_sessions(), superseded)
-            publisher = Publisher(store, sessions, clusters, SharedMemory(self.folder / "shm"), executor)
+            shm = SharedMemory(self.folder / "shm")
+            publisher = Publisher(store, sessions, clusters, shm, executor, measurers)
             await publisher.adopt()
             running = asyncio.create_task(sessions.run())
             try:
@@ -352,9 +353,9 @@ async def test_a_volume_shows_its_own_size(node: Node, kind: str) -> None:
     want = node.want("pod-a", "v1", kind=kind, size=16 * MIB if kind == "scratch" else 0)
     async with node.plugin() as publisher:
         if kind == "filesystem":
-            node.make_volume(publisher, "v1")
+            (node.make_volume(publisher, "v1") / "file").write_bytes(bytes(MIB))
         await publisher.publish(want)
-        assert await in_thread(lambda: space(want.target)) == (16 * MIB, 16 * MIB)
+        assert (await in_thread(lambda: space(want.target)))[0] == 16 * MIB
         await in_thread(lambda: (want.target / "file").write_bytes(bytes(MIB)))
         used = (await publisher.measure(want)).used
         assert used >= MIB
@@ -368,6 +369,30 @@ async def test_a_volume_shows_its_own_size(node: Node, kind: str) -> None:
         node.daemon.kill()
         node.daemon.start()  # nobody has measured since the plugin was restarted
         assert await in_thread(lambda: space(want.target)) == (16 * MIB, 16 * MIB)
+
+
+async def test_a_volume_shows_its_use_before_the_kubelet_asks(node: Node) -> None:
+    """A pod that gets a volume with data in it sees soon what is left."""
+    async with node.plugin() as publisher:
+        (node.make_volume(publisher, "v1") / "file").write_bytes(bytes(MIB))
+        want = node.want("pod-a", "v1")
+        await publisher.publish(want)
+        await eventually(lambda: space(want.target)[1] <= 15 * MIB)
+
+
+async def test_pods_start_while_volumes_are_measured(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many measurements do not come to an end."""
+    end = threading.Event()
+    async with node.plugin() as publisher:
+        backend = publisher.clusters.backend("ns/fast")
+        monkeypatch.setattr(backend, "usage", lambda _name: end.wait(20))
+        try:
+            for number in range(6):  # more than there are threads
+                node.make_volume(publisher, f"v{number}")
+                async with asyncio.timeout(10):
+                    await publisher.publish(node.want(f"pod-{number}", f"v{number}"))
+        finally:
+            end.set()
 
 
 async def test_every_pod_sees_that_a_volume_has_grown(node: Node) -> None:

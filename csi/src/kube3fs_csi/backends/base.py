@@ -192,6 +192,10 @@ class Backend(ABC):
         """Bytes that `usage` found in use last, at no cost; 0 if nobody has asked yet."""
         return self._last_used.get(name, 0)
 
+    def is_measured(self, name: str) -> bool:
+        """Whether `usage` was asked, by this process."""
+        return name in self._last_used
+
     @abstractmethod
     def _measure(self, name: str) -> Usage:
         """See `usage`."""

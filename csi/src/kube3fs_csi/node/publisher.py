@@ -28,7 +28,10 @@ _CLUSTER_ID_BYTES = 31  # CONTROL.md, `attach`
 
 
 class Publisher:
-    """What is published on this node. One call at a time for each target; `executor` runs what blocks."""
+    """What is published on this node. One call at a time for each target.
+
+    `executor` runs what blocks, `measurers` what may take minutes: it must not keep pods from starting.
+    """
 
     def __init__(
         self,
@@ -37,6 +40,7 @@ class Publisher:
         clusters: Clusters,
         shm: SharedMemory,
         executor: ThreadPoolExecutor,
+        measurers: ThreadPoolExecutor,
     ) -> None:
         self.unpublished: Callable[[str], None] = lambda _volume_id: None
         """Told the id of a volume that a pod has no more."""
@@ -45,6 +49,8 @@ class Publisher:
         self.clusters = clusters
         self.shm = shm
         self._executor = executor
+        self._measurers = measurers
+        self._measuring: set[asyncio.Task[None]] = set()
         self._coming_or_gone = asyncio.Lock()
         """No record of a pod comes while its shared memory goes, because it seemed to have none."""
 
@@ -102,7 +108,8 @@ class Publisher:
 
     async def measure(self, record: Published) -> Usage:
         """What a volume has and uses. From now on `df` in the pod shows it, too."""
-        usage = await self.blocking(self.clusters.backend(record.cluster).usage, record.volume_id)
+        backend, loop = self.clusters.backend(record.cluster), asyncio.get_running_loop()
+        usage = await loop.run_in_executor(self._measurers, backend.usage, record.volume_id)
         await self._tell_space([record])
         return usage
 
@@ -157,6 +164,17 @@ class Publisher:
         await self.sessions.wait_up(WAIT_FOR_DAEMON_SECONDS)
         fds = await self.blocking(self._mount, want)
         await self.sessions.attach(self._config(want), fds)
+        if want.kind == "filesystem" and not self.clusters.backend(want.cluster).is_measured(want.volume_id):
+            task = asyncio.create_task(self._measure_first(want))
+            self._measuring.add(task)
+            task.add_done_callback(self._measuring.discard)
+
+    async def _measure_first(self, record: Published) -> None:
+        """The kubelet asks a minute later: until then, `df` in the pod would show an empty volume."""
+        try:
+            await self.measure(record)
+        except (CsiError, OSError) as error:
+            log.info("what volume %s uses is not known now: %s", record.volume_id, error)
 
     def _config(self, record: Published) -> Json:
         space = self._space(record)

@@ -34,7 +34,7 @@ from kube3fs_csi.settings import NodeSettings
 
 log = logging.getLogger(__name__)
 
-_PUBLISH_THREADS, _AGENT_THREADS = 8, 6
+_PUBLISH_THREADS, _MEASURE_THREADS, _AGENT_THREADS = 8, 2, 6
 _TRASH_SECONDS = 60.0
 _RDMA_SECONDS = 10.0
 
@@ -61,6 +61,7 @@ class NodeProcess:
             self.clusters,
             SharedMemory(state / "shm"),
             ThreadPoolExecutor(_PUBLISH_THREADS, "publish"),
+            ThreadPoolExecutor(_MEASURE_THREADS, "measure"),
         )
         self.agent_threads = ThreadPoolExecutor(_AGENT_THREADS, "agent")
         self.rdma_status = RdmaStatus(message="not looked for yet")
