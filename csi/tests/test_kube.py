@@ -64,7 +64,7 @@ async def test_a_watch_goes_on_where_a_list_ended(server: ApiServer, objects: Ob
     """What the list has is not told again; what comes later is, as it is made."""
     await server.put("storageclusters", cluster())
     page = await objects.list(StorageCluster, "")
-    assert [item.metadata.name for item in page.items] == [CLUSTER.partition("/")[2]]
+    assert [body["metadata"]["name"] for body in page.bodies] == [CLUSTER.partition("/")[2]]
     async with asyncio.timeout(10), aclosing(objects.watch(StorageCluster, "", page.version, 60)) as events:
         later = cluster()
         later["metadata"]["name"] = "later"
@@ -87,6 +87,29 @@ async def test_an_informer_goes_on_when_a_watch_ends_or_has_expired(
         assert await clusters.wait_for(CLUSTER, lambda found: found is not None, 10)
     finally:
         running.cancel()
+
+
+async def test_an_object_of_a_newer_version_hides_no_other(server: ApiServer, objects: Objects) -> None:
+    """Listed or watched, it is left alone."""
+
+    async def put(name: str, **spec: object) -> None:
+        body = cluster()
+        body["metadata"]["name"] = name
+        body["spec"] |= spec
+        await server.put("storageclusters", body)
+
+    await put("odd", engine="of the future")
+    await put("listed")
+    clusters = informer.Informer(objects, StorageCluster)
+    running = asyncio.create_task(clusters.run())
+    try:
+        await clusters.wait_for("storage/listed", lambda found: found is not None, 10)
+        await put("odder", engine="of the future")
+        await put("watched")
+        await clusters.wait_for("storage/watched", lambda found: found is not None, 10)
+    finally:
+        running.cancel()
+    assert clusters.items.keys() == {"storage/listed", "storage/watched"}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import aclosing
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
@@ -59,7 +59,8 @@ class Informer(Generic[R]):
 
     async def _list(self) -> str:
         page = await self._objects.list(self._kind, self._field_selector)
-        found = {key_of(item): item for item in page.items}
+        items = (readable(self._kind, body) for body in page.bodies)
+        found = {key_of(item): item for item in items if item is not None}
         names = self.items.keys() | found.keys()
         self.items = found
         self.synced.set()
@@ -78,11 +79,9 @@ class Informer(Generic[R]):
                     await self._event(event["type"], body)
         return version
 
-    async def _event(self, event: str, body: dict[str, object]) -> None:
-        try:
-            item = parse(self._kind, body)
-        except ValidationError as error:
-            log.error("a %s that cannot be read is left alone: %s", self._kind.__name__, error)
+    async def _event(self, event: str, body: dict[str, Any]) -> None:
+        item = readable(self._kind, body)
+        if item is None:
             return
         name = key_of(item)
         if event == "DELETED":
@@ -95,6 +94,16 @@ class Informer(Generic[R]):
         self._changed(name)
         async with self._condition:
             self._condition.notify_all()
+
+
+def readable(kind: type[R], body: dict[str, Any]) -> R | None:
+    """The model of an object; None of one that a newer version wrote, which must not hide the others."""
+    try:
+        return parse(kind, body)
+    except ValidationError as error:
+        name = body["metadata"]["name"]
+        log.error("%s %s cannot be read and is left alone: %s", kind.__name__, name, error)
+        return None
 
 
 def key_of(item: Resource) -> str:

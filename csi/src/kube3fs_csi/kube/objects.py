@@ -17,9 +17,9 @@ _MERGE_PATCH = "application/merge-patch+json"
 
 
 class Page(NamedTuple):
-    """All objects of a kind, and the version of the list that a watch continues from."""
+    """All objects of a kind as JSON, and the version of the list that a watch continues from."""
 
-    items: list[Any]
+    bodies: list[dict[str, Any]]
     version: str
 
 
@@ -78,11 +78,11 @@ class Objects:
         with contextlib.suppress(NotFound):
             await self._api.request(*where, self._manager, patch, _JSON_PATCH)
 
-    async def list(self, kind: type[R], field_selector: str) -> Page:
+    async def list(self, kind: type[Resource], field_selector: str) -> Page:
         """All objects of a kind, in all namespaces."""
         what, query = f"{kind.__name__} objects", {"fieldSelector": field_selector}
         body = await self._api.request(what, "GET", _all(kind), query)
-        return Page([parse(kind, item) for item in body["items"]], body["metadata"]["resourceVersion"])
+        return Page(body["items"], body["metadata"]["resourceVersion"])
 
     def watch(
         self, kind: type[Resource], field_selector: str, version: str, seconds: int
