@@ -1,6 +1,7 @@
 """The node half without Kubernetes, with the real usrbiod: volumes at targets, and processes that die."""
 
 import asyncio
+import json
 import os
 import subprocess
 import threading
@@ -369,6 +370,21 @@ async def test_a_volume_shows_its_own_size(node: Node, kind: str) -> None:
         node.daemon.kill()
         node.daemon.start()  # nobody has measured since the plugin was restarted
         assert await in_thread(lambda: space(want.target)) == (16 * MIB, 16 * MIB)
+
+
+async def test_a_node_plugin_that_was_rolled_back_keeps_the_mounts(node: Node) -> None:
+    """What a newer one wrote is more than the older one knows: the pod has its volume all the same."""
+    want = node.want("pod-a", "v1")
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        await publisher.publish(want)
+    (record,) = (node.folder / "published").glob("*.json")
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"color": "red"}))
+    async with node.plugin() as publisher:
+        await publisher.sessions.wait_up(10)
+        await in_thread(lambda: (want.target / "file").write_bytes(b"written"))
+        await publisher.unpublish("v1", want.target)
+        assert node.mounted() == []
 
 
 async def test_a_volume_shows_its_use_before_the_kubelet_asks(node: Node) -> None:

@@ -31,9 +31,9 @@ class Pod(BaseModel):
 
 
 class Published(BaseModel):
-    """One volume at one target path, as it was asked for."""
+    """One volume at one target path, as it was asked for. Fields of a newer version are not looked at."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     version: Literal[1] = 1
     volume_id: str
