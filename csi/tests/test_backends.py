@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kube3fs_csi.backends import base, btrfs, choose, directory
 from kube3fs_csi.backends.base import Backend, Source
-from kube3fs_csi.serving.errors import AlreadyExists, Exhausted, NotFound, OutOfRange, Precondition
+from kube3fs_csi.serving.errors import AlreadyExists, Busy, Exhausted, NotFound, OutOfRange, Precondition
 
 MIB = 1 << 20
 MakeRoot = Callable[[str], Path]
@@ -126,6 +126,65 @@ def test_unfinished_work_is_started_anew(backend: Backend) -> None:
     assert list((backend.root / "work").iterdir()) == []
 
 
+def test_what_another_plugin_is_making_is_left_alone(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """During an upgrade two of them work on a data root: neither throws away nor repeats the other's work."""
+    backend.create("v1", 16 * MIB, None, ignore)
+    (backend.path("volume", "v1") / "file").write_bytes(b"data")
+    real = backend._copy
+
+    def copy(source: Path, path: Path, progress: base.Progress) -> None:
+        real(source, path, progress)
+        successor = open_root(backend.root)
+        assert path.exists()
+        with pytest.raises(Busy):
+            successor.create("v2", 16 * MIB, Source("volume", "v1"), ignore)
+
+    monkeypatch.setattr(backend, "_copy", copy)
+    backend.create("v2", 16 * MIB, Source("volume", "v1"), ignore)
+    assert files(backend.path("volume", "v2")) == {"file": b"data"}
+    assert list((backend.root / "work").iterdir()) == []
+
+
+def test_a_copy_that_fails_leaves_nothing(make_root: MakeRoot) -> None:
+    """Not the half that found no room, and it says so; later there may be room."""
+    backend = open_root(make_root("ext4"))
+    backend.create("v1", 16 * MIB, None, ignore)
+    file = backend.path("volume", "v1") / "file"
+    file.write_bytes(os.urandom(128 * MIB))
+    with pytest.raises(Exhausted, match="no room for a copy of v1"):
+        backend.create("v2", 16 * MIB, Source("volume", "v1"), ignore)
+    assert list((backend.root / "work").iterdir()) == []
+    file.write_bytes(b"less")
+    backend.create("v2", 16 * MIB, Source("volume", "v1"), ignore)
+    assert files(backend.path("volume", "v2")) == {"file": b"less"}
+
+
+def test_files_that_go_while_they_are_copied_do_not_matter() -> None:
+    """A pod may remove or rename its files meanwhile; every other trouble of cp fails the copy."""
+    gone = "cp: cannot stat '/root/volumes/v1/step-97': No such file or directory"
+    full = "cp: error writing '/root/work/volume-v2/a': No space left on device"
+    elsewhere = "cp: cannot create regular file '/root/work/volume-v2/a': No such file or directory"
+    source = Path("/root/volumes/v1")
+    assert directory._only_vanished([gone, gone], source)
+    assert not directory._only_vanished([gone, full], source)
+    assert not directory._only_vanished([elsewhere], source)
+    assert not directory._only_vanished([], source)
+
+
+def test_every_file_is_counted_once(tmp_path: Path) -> None:
+    """Folders, files with several names, and links to folders."""
+    (tmp_path / "folder/below").mkdir(parents=True)
+    (tmp_path / "file").write_bytes(b"x" * 4096)
+    os.link(tmp_path / "file", tmp_path / "folder/below/again")
+    (tmp_path / "link").symlink_to("folder")
+    everything = {
+        path.lstat().st_ino: path.lstat().st_blocks * 512 for path in (tmp_path, *tmp_path.rglob("*"))
+    }
+    assert directory.tree_usage(tmp_path) == (sum(everything.values()), len(everything))
+
+
 def test_btrfs_holds_a_volume_to_its_size(make_root: MakeRoot) -> None:
     """Writing stops at the limit, goes on after growth, and the use is counted."""
     backend = open_root(make_root("btrfs"))
@@ -173,7 +232,7 @@ def test_project_quota_is_set_by_the_tools_of_the_file_system(
     backend.create("v1", 10_000, None, ignore)
     project = str(directory.project_id("v1"))
     assert [argv[:-1] for argv in ran] == [
-        ["chattr", "-R", "-p", project, "+P"],
+        ["chattr", "-p", project, "+P"],
         ["setquota", "-P", project, "0", "10", "0", "0"],
     ]
     assert ran[1][-1] == str(backend.root)

@@ -14,7 +14,7 @@ _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 1.0, 60.0
 class KeyQueue:
     """Calls `reconcile` for added keys, a few at a time. Adding one that is being worked on repeats it."""
 
-    def __init__(self, reconcile: Callable[[str], Awaitable[None]], workers: int = 4) -> None:
+    def __init__(self, reconcile: Callable[[str], Awaitable[None]], workers: int = 32) -> None:
         self._reconcile = reconcile
         self._workers = workers
         self._ready: asyncio.Queue[str] = asyncio.Queue()

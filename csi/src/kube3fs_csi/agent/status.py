@@ -11,7 +11,7 @@ from kube3fs_crds import (
     VolumeProgress,
 )
 from kube3fs_csi.agent.conditions import condition, in_words
-from kube3fs_csi.backends.base import Backend, Snapshot
+from kube3fs_csi.backends.base import Backend, DataMissing, Snapshot
 from kube3fs_csi.serving.errors import CsiError
 
 
@@ -68,6 +68,8 @@ def volume_failed(volume: StorageVolume, error: Exception, now: datetime.datetim
     generation, old = volume.metadata.generation, volume.status.conditions
     made = volume.status.capacity_bytes is not None
     reason = "NotGrown" if made else "NotMade"
+    if isinstance(error, DataMissing):
+        made, reason = False, "DataMissing"
     if volume.metadata.deletion_timestamp:
         made, reason = False, "NotDeleted"
     ready = condition(old, "Ready", made, reason, str(error), generation, now)

@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 
 from kube3fs_crds import StorageSnapshot, StorageVolume, StorageVolumeStatus, now
 from kube3fs_csi.agent import status
-from kube3fs_csi.backends.base import Backend, Progress, Source
+from kube3fs_csi.backends.base import Backend, DataMissing, Kind, Progress, Snapshot, Source
 from kube3fs_csi.kube.informer import Informer
 from kube3fs_csi.kube.objects import Objects
 from kube3fs_csi.names import FINALIZER_NODE
@@ -36,11 +36,14 @@ class VolumeAgent:
         in_use: Callable[[str], bool],
         changed: Callable[[], None],
         grown: Callable[[str], Awaitable[None]],
+        deleted: Callable[[], None],
         executor: ThreadPoolExecutor,
+        copiers: ThreadPoolExecutor,
     ) -> None:
         """`in_use`: is a volume published here? `changed` is called when room was taken or given back.
 
-        `grown` is called with the name of a volume that has a new size, before its status says so.
+        `grown` is called with the name of a volume that has a new size, before its status says so, `deleted`
+        when there is trash to empty. `copiers` make what may take hours, so that everything else goes on.
         """
         self._objects = objects
         self._volumes = volumes
@@ -49,7 +52,9 @@ class VolumeAgent:
         self._in_use = in_use
         self._changed = changed
         self._grown = grown
+        self._deleted = deleted
         self._executor = executor
+        self._copiers = copiers
 
     def is_leaving(self, name: str) -> bool:
         """Whether the volume is to be deleted as soon as no pod has it."""
@@ -81,7 +86,7 @@ class VolumeAgent:
                 await self._delete_snapshot(snapshot)
                 return
             backend = self._clusters.backend(str(snapshot.spec.cluster_ref))
-            taken = await self._blocking(backend.snapshot, snapshot.spec.volume_name, name, _ignore)
+            taken = await self._take(backend, snapshot)
         except (CsiError, OSError) as error:
             failed = status.snapshot_failed(snapshot, error, now())
             if failed != snapshot.status:
@@ -91,21 +96,26 @@ class VolumeAgent:
         if reached != snapshot.status:
             await self._objects.apply_status(StorageSnapshot, name, reached)
 
-    async def empty_trash(self) -> None:
-        """Frees what was deleted, in every data root."""
-        for served in self._clusters.all().values():
-            if served.backend is not None:
-                await self._blocking(served.backend.empty_trash)
-
     async def _make(self, volume: StorageVolume) -> StorageVolumeStatus:
         spec, name = volume.spec, volume.metadata.name
         backend = self._clusters.backend(str(spec.cluster_ref))
-        source = _source(volume)
-        await self._blocking(backend.create, name, spec.capacity_bytes, source, self._progress(volume))
+        source, progress = _source(volume), self._progress(volume)
+        made = volume.status.capacity_bytes is not None
+        if made:
+            await self._blocking(_check_there, backend, "volume", name)
+        executor = self._copiers if source is not None and not made else self._executor
+        await _in(executor, backend.create, name, spec.capacity_bytes, source, progress)
         if volume.status.capacity_bytes != spec.capacity_bytes:
             self._changed()
             await self._grown(name)
         return status.volume_ready(volume, backend, spec.capacity_bytes, now())
+
+    async def _take(self, backend: Backend, snapshot: StorageSnapshot) -> Snapshot:
+        made, name = snapshot.status.ready_to_use, snapshot.metadata.name
+        if made:
+            await self._blocking(_check_there, backend, "snapshot", name)
+        executor = self._executor if made else self._copiers
+        return await _in(executor, backend.snapshot, snapshot.spec.volume_name, name, _ignore)
 
     async def _delete_volume(self, volume: StorageVolume) -> None:
         name = volume.metadata.name
@@ -123,8 +133,7 @@ class VolumeAgent:
         await self._blocking(work, backend)
         await self._objects.remove_finalizer(found, FINALIZER_NODE)
         self._changed()
-        await self._blocking(backend.empty_trash)
-        self._changed()
+        self._deleted()
 
     async def _write(self, volume: StorageVolume, reached: StorageVolumeStatus) -> None:
         if reached != volume.status:
@@ -148,8 +157,19 @@ class VolumeAgent:
         return tell
 
     async def _blocking(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, lambda: work(*args, **kwargs))
+        return await _in(self._executor, work, *args, **kwargs)
+
+
+async def _in(executor: ThreadPoolExecutor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return await asyncio.get_running_loop().run_in_executor(executor, lambda: work(*args, **kwargs))
+
+
+def _check_there(backend: Backend, kind: Kind, name: str) -> None:
+    if not backend.path(kind, name).exists():
+        raise DataMissing(
+            f"the data of {kind} {name} is not in {backend.root} any more: mount its disk again, "
+            f"or delete the {kind}"
+        )
 
 
 def _source(volume: StorageVolume) -> Source | None:

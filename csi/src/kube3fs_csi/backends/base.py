@@ -4,7 +4,8 @@ A data root is laid out as
 
     ROOT/volumes/ID       what usrbiod serves as the volume ID
     ROOT/snapshots/ID     the snapshot ID; no pod can reach it, nothing writes it again
-    ROOT/work/KIND-ID     something that is being made; renamed to its place when it is whole
+    ROOT/work/KIND-ID     something that is being made; renamed to its place when it is whole. KIND-ID.lock
+                          is locked (flock(2)) meanwhile: during an upgrade two plugins work here
     ROOT/trash/ID.NNNN    something that was deleted; emptied in the background
 
 so that a step that was cut off is either seen as done or started anew. The size of a volume and the time of a
@@ -13,18 +14,28 @@ snapshot are extended attributes of its directory, in the namespace that only th
 All methods block; callers run them in a thread. None may be called twice at once for the same id.
 """
 
+import contextlib
 import errno
+import fcntl
 import logging
 import os
 import secrets
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from kube3fs_csi.serving.errors import AlreadyExists, CsiError, Exhausted, NotFound, OutOfRange
+from kube3fs_csi.serving.errors import (
+    AlreadyExists,
+    Busy,
+    CsiError,
+    Exhausted,
+    NotFound,
+    OutOfRange,
+    Precondition,
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +60,10 @@ class Features(NamedTuple):
     quota: bool
     reflink: bool
     snapshot: bool
+
+
+class DataMissing(Precondition):
+    """What was made is not there. Its disk may come back: it must not be made again, empty."""
 
 
 class Usage(NamedTuple):
@@ -96,8 +111,10 @@ class Backend(ABC):
         for folder in ("volumes", "snapshots", "work", "trash"):
             path = self.root / folder
             path.mkdir(mode=0o700, exist_ok=True)
-        for unfinished in (self.root / "work").iterdir():
-            self._discard(unfinished)
+        for unfinished in {path.with_suffix("") for path in (self.root / "work").iterdir()}:
+            with contextlib.suppress(Busy), _alone(unfinished):
+                if unfinished.exists():
+                    self._discard(unfinished)
 
     def path(self, kind: Kind, name: str) -> Path:
         """Where the volume or snapshot `name` is, if it is."""
@@ -117,13 +134,13 @@ class Backend(ABC):
                     f"a copy of {source.kind} {source.id} needs {self._smallest_copy(source)} bytes, "
                     f"{capacity} were asked for; ask for at least as much"
                 )
-            work = self._work("volume", name)
-            if source is None:
-                self._make(work)
-                work.chmod(0o755)
-            else:
-                self._copy(self.existing(source.kind, source.id), work, progress)
-            self._finish(work, final, {_CAPACITY: str(capacity)}, capacity)
+            with self._making("volume", name) as work:
+                if source is None:
+                    self._make(work)
+                    work.chmod(0o755)
+                else:
+                    self._copy(self.existing(source.kind, source.id), work, progress)
+                self._finish(work, final, {_CAPACITY: str(capacity)}, capacity)
         have = self.capacity(name)
         if have > capacity:
             raise AlreadyExists(
@@ -148,10 +165,10 @@ class Backend(ABC):
         final = self.path("snapshot", name)
         if not final.exists():
             source = self.existing("volume", volume)
-            work = self._work("snapshot", name)
-            created = time.time()
-            self._copy(source, work, progress)
-            self._finish(work, final, {_CREATED: str(created), _CAPACITY: str(self.capacity(volume))}, None)
+            with self._making("snapshot", name) as work:
+                created, capacity = time.time(), self.capacity(volume)
+                self._copy(source, work, progress)
+                self._finish(work, final, {_CREATED: str(created), _CAPACITY: str(capacity)}, None)
         return Snapshot(float(os.getxattr(final, _CREATED)), int(os.getxattr(final, _CAPACITY)))
 
     def delete(self, kind: Kind, name: str) -> None:
@@ -165,11 +182,18 @@ class Backend(ABC):
 
     def empty_trash(self) -> None:
         """Frees what was deleted. What cannot be removed now stays for the next time."""
-        for path in (self.root / "trash").iterdir():
+        for path in self._trash():
             try:
                 self._discard(path)
             except (OSError, CsiError) as error:
                 log.warning("cannot empty %s yet: %s", path, error)
+
+    def _trash(self) -> list[Path]:
+        try:
+            return list((self.root / "trash").iterdir())
+        except OSError as error:
+            log.warning("cannot look for what was deleted: %s", error)
+            return []
 
     def capacity(self, name: str) -> int:
         """Bytes that the volume was promised."""
@@ -233,11 +257,21 @@ class Backend(ABC):
         finally:
             os.close(folder)
 
-    def _work(self, kind: Kind, name: str) -> Path:
-        path = self.root / "work" / f"{kind}-{name}"
-        if path.exists():
-            self._discard(path)
-        return path
+    @contextlib.contextmanager
+    def _making(self, kind: Kind, name: str) -> Iterator[Path]:
+        """Where to make something. Busy if somebody does already; after an error nothing is left of it."""
+        work = self.root / "work" / f"{kind}-{name}"
+        with _alone(work):
+            if self.path(kind, name).exists():  # since the caller looked
+                raise Busy(work.name)
+            try:
+                if work.exists():
+                    self._discard(work)
+                yield work
+            except BaseException:
+                if work.exists():
+                    self._discard(work)
+                raise
 
     def existing(self, kind: Kind, name: str) -> Path:
         """Where the volume or snapshot `name` is; NotFound if it is not."""
@@ -264,6 +298,24 @@ class Backend(ABC):
                 f"{self.root} has {space.unpromised} bytes for new volumes, {more} were asked for; "
                 "ask for less, delete volumes or give the data root a larger file system"
             )
+
+
+@contextlib.contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Holds the lock of what is made at `work`, or raises Busy."""
+    path = work.with_suffix(".lock")  # ids have no dots
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Busy(work.name) from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(lock)
 
 
 def remove_tree(path: Path) -> None:

@@ -30,7 +30,7 @@ class BtrfsBackend(Backend):
 
     def empty_trash(self) -> None:
         """See Backend. Also drops the qgroups that deleted subvolumes leave behind."""
-        full = any((self.root / "trash").iterdir())
+        full = self._trash()
         super().empty_trash()
         if full:
             try:

@@ -3,18 +3,23 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from kube3fs_csi.backends.base import Backend
+from kube3fs_csi.backends.base import Backend, DataMissing
 from kube3fs_csi.backends.btrfs import BtrfsBackend, is_btrfs
 from kube3fs_csi.backends.directory import DirectoryBackend
 from kube3fs_csi.serving.errors import Precondition
 
 
-def open_root(root: Path, data_dirs: Sequence[Path]) -> Backend:
-    """The back end of the directory `root`, which is made if need be, below one of `data_dirs`."""
+def open_root(root: Path, data_dirs: Sequence[Path], known: bool = False) -> Backend:
+    """The back end of the directory `root` below one of `data_dirs`, made if need be unless it is `known`."""
     if not any(root == folder or folder in root.parents for folder in data_dirs):
         raise Precondition(
             f"the node plugin does not see {root}: choose a path below {' or '.join(map(str, data_dirs))}, "
             "or add its folder to csi.node.dataDirs of the chart"
+        )
+    if known and not (root / "volumes").is_dir():
+        raise DataMissing(
+            f"{root} has been used, and the volumes that it had are not there: mount its disk again. "
+            f"If they are gone for good, make the folder {root / 'volumes'}"
         )
     root.mkdir(parents=True, exist_ok=True)
     if root.resolve() != root:

@@ -6,6 +6,7 @@ sizes where the mount has them; elsewhere a volume can outgrow its size, and a c
 says so.
 """
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -14,11 +15,13 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Literal
 
 from kube3fs_csi.backends.base import Backend, Features, Progress, Usage, remove_tree
 from kube3fs_csi.node import mounts
-from kube3fs_csi.node.commands import CommandFailed, run
+from kube3fs_csi.node.commands import C_LOCALE, CommandFailed, run
+from kube3fs_csi.serving.errors import Exhausted
 
 _FICLONE = 0x40049409  # ioctl_ficlonerange(2)
 _POLL_SECONDS = 0.5
@@ -46,9 +49,13 @@ class DirectoryBackend(Backend):
 
     def _make(self, path: Path) -> None:
         path.mkdir()
+        if self.features.quota and path.name.startswith("volume-"):
+            # What is made below has the project of its folder.
+            run("chattr", "-p", str(project_id(path.name)), "+P", str(path))
 
     def _copy(self, source: Path, path: Path, progress: Progress) -> None:
         total, _ = tree_usage(source)
+        self._make(path)
         argv = [
             "cp",
             "-a",
@@ -58,7 +65,10 @@ class DirectoryBackend(Backend):
             str(source),
             str(path),
         ]
-        with tempfile.TemporaryFile() as errors, subprocess.Popen(argv, stderr=errors) as copier:
+        with (
+            tempfile.TemporaryFile() as errors,
+            subprocess.Popen(argv, stderr=errors, env=C_LOCALE) as copier,
+        ):
             while True:
                 try:
                     copier.wait(_POLL_SECONDS)
@@ -68,14 +78,16 @@ class DirectoryBackend(Backend):
                     progress(min(total, _written(copier.pid)), total)
             errors.seek(0)
             words = errors.read().decode(errors="replace").strip().splitlines()
-        if copier.returncode:
-            raise CommandFailed(f"copying {source.name} failed: {words[-1] if words else copier.returncode}")
+        if copier.returncode and not _only_vanished(words, source):
+            last = words[-1] if words else f"exit status {copier.returncode}"
+            if last.endswith(os.strerror(errno.ENOSPC)):
+                raise Exhausted(f"{self.root} has no room for a copy of {source.name}: {last}")
+            raise CommandFailed(f"copying {source.name} failed: {last}")
         progress(total, total)
 
     def _limit(self, path: Path, capacity: int) -> None:
         if self.features.quota:
             project = project_id(path.name)
-            run("chattr", "-R", "-p", str(project), "+P", str(path), timeout=600)
             blocks = -(-capacity // 1024)  # setquota counts KiB
             run("setquota", "-P", str(project), "0", str(blocks), "0", "0", str(self._mount_point))
 
@@ -84,6 +96,12 @@ class DirectoryBackend(Backend):
 
     def _sync(self, path: Path) -> None:
         run("sync", "--file-system", str(path), timeout=600)
+
+
+def _only_vanished(words: list[str], source: Path) -> bool:
+    """Whether cp met nothing worse than files that a pod removed or renamed meanwhile."""
+    gone = os.strerror(errno.ENOENT)
+    return bool(words) and all(line.endswith(gone) and f"'{source}/" in line for line in words)
 
 
 def _written(pid: int) -> int:
@@ -111,23 +129,28 @@ def has_reflink(root: Path) -> bool:
 
 def tree_usage(path: Path) -> tuple[int, int]:
     """Bytes on disk and inodes below `path`, hard links counted once."""
-    used, seen = 0, set()
+    used, count = 0, 0
+    seen: set[int] = set()
     for _folder, folders, files, fd in os.fwalk(path, follow_symlinks=False):
-        for name in (".", *files, *(folder for folder in folders)):
+        for name in (".", *files, *folders):
             try:
                 stat = os.stat(name, dir_fd=fd, follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            if stat.st_ino not in seen:
+            if S_ISDIR(stat.st_mode):
+                if name != ".":  # it is walked, too
+                    continue
+            elif stat.st_nlink > 1:  # others are not met again: most need no memory
+                if stat.st_ino in seen:
+                    continue
                 seen.add(stat.st_ino)
-                used += stat.st_blocks * _BLOCK
-    return used, len(seen)
+            count += 1
+            used += stat.st_blocks * _BLOCK
+    return used, count
 
 
 class _Measured:
     """Remembers what walks of volumes found, for as long as a walk is dear: twenty times what it took."""
-
-    _MIN_AGE_SECONDS = 10.0
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -143,5 +166,5 @@ class _Measured:
         now = time.monotonic()
         with self._lock:
             self._found = {key: value for key, value in self._found.items() if key.exists()}
-            self._found[path] = (now + max(self._MIN_AGE_SECONDS, 20 * (now - start)), found)
+            self._found[path] = (now + 20 * (now - start), found)
         return found

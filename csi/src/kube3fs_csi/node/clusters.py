@@ -1,5 +1,6 @@
 """The StorageClusters that this node serves, and the back end of each one's data root."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -34,18 +35,23 @@ class Clusters:
         self._memory = memory
         self._data_dirs = data_dirs
         self._served: dict[str, Served] = {}
-        try:
-            remembered = json.loads(memory.read_bytes())
-        except FileNotFoundError:
-            remembered = {}
-        self._open({name: Path(path) for name, path in remembered.items()})
+        self._known: dict[str, str] = {}
+        """Data roots that were used. They are not laid out anew: an empty one lacks its disk."""
+        with contextlib.suppress(FileNotFoundError):
+            self._known = json.loads(memory.read_bytes())
+        self._open({name: Path(path) for name, path in self._known.items()})
 
     def set(self, wanted: Mapping[str, Path]) -> None:
         """Serves exactly these clusters by their data roots. Those that could not be used are tried again."""
-        paths = {name: str(path) for name, path in wanted.items()}
-        if paths != {name: str(served.path) for name, served in self._served.items()}:
-            write_atomically(self._memory, json.dumps(paths).encode(), sync=True)
         self._open(wanted)
+        known = {
+            name: str(served.path)
+            for name, served in self._served.items()
+            if served.backend is not None or self._is_known(name, served.path)
+        }
+        if known != self._known:
+            write_atomically(self._memory, json.dumps(known).encode(), sync=True)
+            self._known = known
 
     def all(self) -> dict[str, Served]:
         """Every cluster that this node was asked to serve."""
@@ -68,13 +74,16 @@ class Clusters:
         for name, path in wanted.items():
             served = self._served.get(name)
             if served is None or not _is_current(served, path):
-                served = self._try(path)
+                served = self._try(path, self._is_known(name, path))
             opened[name] = served
         self._served = opened
 
-    def _try(self, path: Path) -> Served:
+    def _is_known(self, name: str, path: Path) -> bool:
+        return self._known.get(name) == str(path)
+
+    def _try(self, path: Path, known: bool) -> Served:
         try:
-            backend = open_root(path, self._data_dirs)
+            backend = open_root(path, self._data_dirs, known)
             return Served(path, backend, device=path.stat().st_dev)
         except (CsiError, OSError) as error:
             log.warning("data root %s cannot be used: %s", path, error)

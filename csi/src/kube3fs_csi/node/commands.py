@@ -18,7 +18,7 @@ def run(*argv: str, timeout: float = TIMEOUT_SECONDS) -> str:
     """What `argv` wrote to stdout; CommandFailed with its last words otherwise."""
     try:
         done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=timeout, check=False, env=_C_LOCALE
+            argv, capture_output=True, text=True, timeout=timeout, check=False, env=C_LOCALE
         )
     except FileNotFoundError as error:
         raise CommandFailed(f"{argv[0]} is not installed beside the node plugin") from error
@@ -30,4 +30,4 @@ def run(*argv: str, timeout: float = TIMEOUT_SECONDS) -> str:
     return done.stdout
 
 
-_C_LOCALE = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+C_LOCALE = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}

@@ -44,6 +44,8 @@ class Publisher:
     ) -> None:
         self.unpublished: Callable[[str], None] = lambda _volume_id: None
         """Told the id of a volume that a pod has no more."""
+        self.deleted: Callable[[], None] = lambda: None
+        """Called when there is trash to empty."""
         self.store = store
         self.sessions = sessions
         self.clusters = clusters
@@ -62,7 +64,8 @@ class Publisher:
     async def publish(self, want: Published) -> None:
         """Makes the volume appear at its target as asked. It is there already: success, if as asked."""
         have = self.store.get(want.target)
-        if have is not None and have != want:
+        # The client library is another one after an upgrade: who has one keeps it.
+        if have is not None and have.model_copy(update={"source": want.source}) != want:
             raise AlreadyExists(
                 f"volume {have.volume_id} is published at {want.target} with other parameters; "
                 "unpublish it first"
@@ -233,11 +236,11 @@ class Publisher:
             log.warning("scratch volume %s is left to itself: %s", record.volume_id, error)
             return
         backend.delete("volume", record.volume_id)
-        backend.empty_trash()
 
     async def _forget(self, record: Published) -> None:
         if record.kind == "scratch":
             await self.blocking(self._delete_scratch, record)
+            self.deleted()
         async with self._coming_or_gone:
             self.store.remove(record)
             if not self.store.of_pod(record.pod.key):

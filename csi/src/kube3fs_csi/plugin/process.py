@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +36,7 @@ from kube3fs_csi.settings import NodeSettings
 
 log = logging.getLogger(__name__)
 
-_PUBLISH_THREADS, _MEASURE_THREADS, _AGENT_THREADS = 8, 2, 6
+_PUBLISH_THREADS, _MEASURE_THREADS, _AGENT_THREADS, _COPY_THREADS = 8, 2, 6, 2
 _TRASH_SECONDS = 60.0
 _RDMA_SECONDS = 10.0
 
@@ -63,6 +65,10 @@ class NodeProcess:
             ThreadPoolExecutor(_PUBLISH_THREADS, "publish"),
             ThreadPoolExecutor(_MEASURE_THREADS, "measure"),
         )
+        self.trash = asyncio.Event()
+        """Something was deleted."""
+        self.emptied: Callable[[], None] = lambda: None
+        self.publisher.deleted = self.trash.set
         self.agent_threads = ThreadPoolExecutor(_AGENT_THREADS, "agent")
         self.rdma_status = RdmaStatus(message="not looked for yet")
         self.rdma_plugin = RdmaPlugin(settings.rdma_shares)
@@ -103,12 +109,12 @@ async def run(settings: NodeSettings) -> None:
     node = Node(settings.node_name, process.publisher, limits, settings.max_volumes)
     identity = IdentityServicer(lambda: not process.not_ready())
     async with asyncio.TaskGroup() as group:
+        group.create_task(_empty_trash(process))
         group.create_task(health.serve(settings.health_port, process.not_ready, process.not_alive))
         if settings.rdma:
             group.create_task(_watch_rdma(process))
             group.create_task(run_device_plugin(process.rdma_plugin, settings.kubelet_dir / "device-plugins"))
-        if settings.kubernetes:
-            group.create_task(_run_agent(process, node))
+        agent = group.create_task(_run_agent(process, node)) if settings.kubernetes else None
         async with serving(
             settings.endpoint,
             lambda server: csi_pb2_grpc.add_NodeServicer_to_server(node, server),
@@ -116,7 +122,7 @@ async def run(settings: NodeSettings) -> None:
         ):
             process.own_socket = inode(settings.endpoint)
             # Only now, when the kubelet can reach no older plugin any more.
-            group.create_task(process.sessions.run())
+            group.create_task(_keep_sessions(process, agent))
             registration = Registration(settings.endpoint)
             async with serving(
                 settings.registration,
@@ -125,6 +131,13 @@ async def run(settings: NodeSettings) -> None:
                 ),
             ):
                 await asyncio.Event().wait()
+
+
+async def _keep_sessions(process: NodeProcess, agent: asyncio.Task[None] | None) -> None:
+    """Until a newer node plugin has taken over, whose agent then does what the API server asks."""
+    await process.sessions.run()
+    if agent is not None:
+        agent.cancel()
 
 
 async def _run_agent(process: NodeProcess, servicer: Node) -> None:
@@ -147,7 +160,9 @@ async def _run_agent(process: NodeProcess, servicer: Node) -> None:
             process.is_published,
             lambda: node.look(),
             process.publisher.grown,
+            process.trash.set,
             process.agent_threads,
+            ThreadPoolExecutor(_COPY_THREADS, "copy"),
         )
         volume_queue, snapshot_queue = KeyQueue(agent.volume), KeyQueue(agent.snapshot)
 
@@ -172,15 +187,22 @@ async def _run_agent(process: NodeProcess, servicer: Node) -> None:
             process.agent_threads,
         )
         process.publisher.unpublished = let_go
+        process.emptied = node.look
         for part in (volumes, snapshots, nodes, volume_queue, snapshot_queue, node):
             group.create_task(part.run())
-        group.create_task(_empty_trash(agent))
 
 
-async def _empty_trash(agent: VolumeAgent) -> None:
+async def _empty_trash(process: NodeProcess) -> None:
+    """Frees what was deleted, in every data root, by and by."""
     while True:
-        await agent.empty_trash()
-        await asyncio.sleep(_TRASH_SECONDS)
+        process.trash.clear()
+        for served in process.clusters.all().values():
+            if served.backend is not None:
+                await asyncio.to_thread(served.backend.empty_trash)
+        process.emptied()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_TRASH_SECONDS):
+                await process.trash.wait()
 
 
 async def _watch_rdma(process: NodeProcess) -> None:

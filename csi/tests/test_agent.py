@@ -1,0 +1,74 @@
+"""The node agent with a stand-in API server and real data roots."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from csikit.apiserver import ApiServer
+from csikit.driver import CLUSTER, NODE
+
+from kube3fs_crds import StorageSnapshot, StorageVolume
+from kube3fs_csi.agent.queue import KeyQueue
+from kube3fs_csi.agent.volumes import VolumeAgent
+from kube3fs_csi.kube.api import connected
+from kube3fs_csi.kube.informer import Informer
+from kube3fs_csi.kube.objects import Objects
+from kube3fs_csi.node.clusters import Clusters
+
+MIB = 1 << 20
+
+
+async def nothing(_name: str) -> None:
+    """No pod wants to know."""
+
+
+async def test_long_copies_hold_up_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many clones are being copied, an empty volume is made at once."""
+    clusters = Clusters(tmp_path / "clusters.json", [tmp_path])
+    clusters.set({CLUSTER: tmp_path / "data"})
+    backend = clusters.backend(CLUSTER)
+    backend.create("source", MIB, None, lambda _done, _total: None)
+    end = threading.Event()
+    monkeypatch.setattr(backend, "_copy", lambda *_: end.wait(30))
+    namespace, name = CLUSTER.split("/")
+    spec = {
+        "nodeName": NODE,
+        "clusterRef": {"namespace": namespace, "name": name},
+        "capacityBytes": MIB,
+    }
+    async with ApiServer().running() as server, connected(str(server.kubeconfig(tmp_path / "kube"))) as api:
+        objects = Objects(api, "test")
+        volumes = Informer(objects, StorageVolume, "", lambda name: queue.add(name))
+        snapshots = Informer(objects, StorageSnapshot)
+        agent = VolumeAgent(
+            objects,
+            volumes,
+            snapshots,
+            clusters,
+            in_use=lambda _name: False,
+            changed=lambda: None,
+            grown=nothing,
+            deleted=lambda: None,
+            executor=ThreadPoolExecutor(2),
+            copiers=ThreadPoolExecutor(1),
+        )
+        queue = KeyQueue(agent.volume)
+        running = [asyncio.create_task(part.run()) for part in (volumes, queue)]
+        try:
+            for number in range(8):
+                clone = {
+                    "metadata": {"name": f"clone-{number}"},
+                    "spec": spec | {"source": {"volume": "source"}},
+                }
+                await server.put("storagevolumes", clone)
+            await server.put("storagevolumes", {"metadata": {"name": "empty"}, "spec": spec})
+            made = await volumes.wait_for(
+                "empty", lambda now: now is not None and now.status.capacity_bytes == MIB, 20
+            )
+            assert made is not None
+        finally:
+            end.set()
+            for task in running:
+                task.cancel()
