@@ -11,6 +11,7 @@ from csikit.driver import CLUSTER, cluster
 from csikit.waiting import eventually
 
 from kube3fs_crds import ObjectMeta, StorageCluster, StorageNode
+from kube3fs_csi.kube import api as kube_api
 from kube3fs_csi.kube import informer
 from kube3fs_csi.kube.api import Api, connected
 from kube3fs_csi.kube.objects import Objects
@@ -76,9 +77,10 @@ async def test_a_watch_goes_on_where_a_list_ended(server: ApiServer, objects: Ob
 async def test_an_informer_goes_on_when_a_watch_ends_or_has_expired(
     server: ApiServer, objects: Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ended without a word, by an error in its stream, and refused: later objects are seen all the same."""
+    """Ended without a word, by an error, refused, or silent for ever: later objects are seen all the same."""
     monkeypatch.setattr(informer, "RETRY_SECONDS", 0)
-    server.watch_faults = ["end", "ERROR", "end", "410"]
+    monkeypatch.setattr(kube_api, "QUIET_SECONDS", 0.2)
+    server.watch_faults = ["end", "ERROR", "silence", "410"]
     clusters = informer.Informer(objects, StorageCluster)
     running = asyncio.create_task(clusters.run())
     try:

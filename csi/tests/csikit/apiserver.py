@@ -31,7 +31,7 @@ class ApiServer:
         self.objects: dict[Key, Body] = {}
         self.url = ""
         self.watch_faults: list[str] = []
-        """What becomes of the next watches: `end` at once, an `ERROR` event of code 410, or a `410`."""
+        """What becomes of the next watches: `end`, an `ERROR` event of code 410, a `410`, or `silence`."""
         self._events: list[tuple[int, str, str, Body]] = []
         self._version = 1
         self._changed = asyncio.Condition()
@@ -111,6 +111,8 @@ class ApiServer:
         if fault == "ERROR":
             error = {"type": "ERROR", "object": {"code": 410, "message": "too old resource version"}}
             await response.write(json.dumps(error).encode() + b"\n")
+        if fault == "silence":
+            await asyncio.Event().wait()
         if fault:
             return response
         seen = int(request.query["resourceVersion"])

@@ -17,6 +17,8 @@ from kubernetes.aio.client.configuration import Configuration
 from kube3fs_csi.serving.errors import AlreadyExists, CsiError, InvalidArgument, NotFound, Unavailable
 
 REQUEST_SECONDS = 15.0
+QUIET_SECONDS = 150.0
+"""A watch that says nothing for so long has lost its API server: a live one sends a bookmark every minute."""
 
 
 class Api:
@@ -37,7 +39,8 @@ class Api:
     ) -> Any:
         """The JSON that the API server answers."""
         with _answered():
-            response = await self._send(what, method, path, query or {}, body, content_type, seconds)
+            limits = aiohttp.ClientTimeout(seconds)
+            response = await self._send(what, method, path, query or {}, body, content_type, limits)
             async with response:
                 return json.loads(await response.read())
 
@@ -47,7 +50,8 @@ class Api:
         """The events of a watch, until the API server ends it."""
         query = {**query, "watch": "true"}
         with _answered():
-            response = await self._send(what, "GET", path, query, None, "application/json", seconds)
+            limits = aiohttp.ClientTimeout(seconds, sock_read=QUIET_SECONDS)
+            response = await self._send(what, "GET", path, query, None, "application/json", limits)
             async with response:
                 async for line in response.content:
                     event = json.loads(line)
@@ -63,7 +67,7 @@ class Api:
         query: Mapping[str, str],
         body: object,
         content_type: str,
-        seconds: float,
+        limits: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
         request = await self._client.param_serialize(
             method,
@@ -74,7 +78,7 @@ class Api:
             auth_settings=["BearerToken"],
         )
         response: aiohttp.ClientResponse = (
-            await self._client.call_api(*request, _request_timeout=seconds)
+            await self._client.call_api(*request, _request_timeout=limits)
         ).response
         if not response.ok:
             raise refusal(what, response.status, sentence(await response.read(), response))
