@@ -91,6 +91,24 @@ async def test_an_informer_goes_on_when_a_watch_ends_or_has_expired(
         running.cancel()
 
 
+async def test_a_report_is_no_new_wish(server: ApiServer, objects: Objects) -> None:
+    """Who waits for a status sees it; who does what a spec wants is told of specs only."""
+    told: list[str] = []
+    clusters = informer.Informer(objects, StorageCluster, changed=told.append)
+    running = asyncio.create_task(clusters.run())
+    try:
+        await asyncio.wait_for(clusters.synced.wait(), 10)
+        await server.put("storageclusters", cluster())
+        namespace, _, name = CLUSTER.partition("/")
+        await server.patch_status("storageclusters", name, {"observedGeneration": 7}, namespace)
+        await clusters.wait_for(
+            CLUSTER, lambda found: found is not None and found.status.observed_generation == 7, 10
+        )
+    finally:
+        running.cancel()
+    assert told == [CLUSTER]
+
+
 async def test_an_object_of_a_newer_version_hides_no_other(server: ApiServer, objects: Objects) -> None:
     """Listed or watched, it is left alone."""
 

@@ -21,7 +21,11 @@ RETRY_SECONDS = 1.0
 
 
 class Informer(Generic[R]):
-    """Objects by name (NAMESPACE/NAME where they have a namespace). `changed` is called with the name."""
+    """Objects by name (NAMESPACE/NAME where they have a namespace).
+
+    `changed` is called with the name of one of which something else is wanted; not for what was reported of
+    it, or every report of a failure would be the next attempt.
+    """
 
     def __init__(
         self,
@@ -65,7 +69,8 @@ class Informer(Generic[R]):
         self.items = found
         self.synced.set()
         for name in names:
-            await self._tell(name)
+            self._changed(name)
+        await self._tell()
         return page.version
 
     async def _watch(self, version: str) -> str:
@@ -84,14 +89,14 @@ class Informer(Generic[R]):
         if item is None:
             return
         name = key_of(item)
-        if event == "DELETED":
-            self.items.pop(name, None)
-        else:
+        before = self.items.pop(name, None)
+        if event != "DELETED":
             self.items[name] = item
-        await self._tell(name)
+        if event == "DELETED" or before is None or wish(before) != wish(item):
+            self._changed(name)
+        await self._tell()
 
-    async def _tell(self, name: str) -> None:
-        self._changed(name)
+    async def _tell(self) -> None:
         async with self._condition:
             self._condition.notify_all()
 
@@ -104,6 +109,12 @@ def readable(kind: type[R], body: dict[str, Any]) -> R | None:
         name = body["metadata"]["name"]
         log.error("%s %s cannot be read and is left alone: %s", kind.__name__, name, error)
         return None
+
+
+def wish(item: Resource) -> tuple[object, ...]:
+    """What is not the same any more when somebody wants something else of an object."""
+    meta = item.metadata
+    return meta.uid, meta.generation, meta.deletion_timestamp, meta.finalizers
 
 
 def key_of(item: Resource) -> str:
