@@ -25,7 +25,9 @@ use std::time::{Duration, Instant};
 /// Workers that stay when there is nothing to do.
 const IDLE_WORKERS: u32 = 2;
 /// Most workers.
-const MAX_WORKERS: u32 = 32;
+const MAX_WORKERS: u32 = 96;
+/// Most workers of one session: others are served while the storage of two hangs.
+const SHARE: u32 = 32;
 /// After this long without work, a worker beyond [`IDLE_WORKERS`] ends.
 const LINGER: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 /// How often a timer looks for operations that take long, while there are operations at all.
@@ -65,7 +67,7 @@ impl Pool {
             session,
             closed: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
-            workers: Mutex::new(0),
+            crew: Mutex::default(),
             idle: Condvar::new(),
         });
         {
@@ -141,19 +143,27 @@ pub(super) struct Served {
     pub(super) closed: AtomicBool,
     /// A panic was logged: one is enough.
     pub(super) panicked: AtomicBool,
-    workers: Mutex<u32>,
+    crew: Mutex<Crew>,
     idle: Condvar,
 }
 
+/// Who works for a session.
+#[derive(Default)]
+struct Crew {
+    workers: u32,
+    /// The session was to be armed when it had its share: whoever leaves arms it.
+    owed: bool,
+}
+
 impl Served {
-    fn workers(&self) -> MutexGuard<'_, u32> {
-        self.workers.lock().unwrap_or_else(|e| e.into_inner())
+    fn crew(&self) -> MutexGuard<'_, Crew> {
+        self.crew.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     fn wait_idle(&self, longest: Duration) -> Result<()> {
-        let waited = self.idle.wait_timeout_while(self.workers(), longest, |workers| *workers > 0);
-        let (workers, _) = waited.unwrap_or_else(|e| e.into_inner());
-        if *workers == 0 { Ok(()) } else { Err(Errno::TIMEDOUT) }
+        let waited = self.idle.wait_timeout_while(self.crew(), longest, |crew| crew.workers > 0);
+        let (crew, _) = waited.unwrap_or_else(|e| e.into_inner());
+        if crew.workers == 0 { Ok(()) } else { Err(Errno::TIMEDOUT) }
     }
 
     /// Does `SETXATTR` have its longer form?
@@ -303,7 +313,7 @@ impl Shared {
 
     /// A worker took up `served` and owes to arm it again.
     pub(super) fn take_up(&self, face: &Face, served: &Served) {
-        *served.workers() += 1;
+        served.crew().workers += 1;
         face.duty.store(u64::from(served.session.number) + 1, Ordering::SeqCst);
         self.arm_timer();
     }
@@ -311,10 +321,15 @@ impl Shared {
     /// A worker has nothing to do with `served` any more.
     pub(super) fn leave(&self, face: &Face, served: &Served) {
         self.give_duty(face, served);
-        let mut workers = served.workers();
-        *workers -= 1;
-        if *workers == 0 {
+        let mut crew = served.crew();
+        crew.workers -= 1;
+        if crew.workers == 0 {
             served.idle.notify_all();
+        }
+        let owed = std::mem::take(&mut crew.owed);
+        drop(crew);
+        if owed {
+            self.arm(served);
         }
     }
 
@@ -334,6 +349,12 @@ impl Shared {
         if served.closed.load(Ordering::SeqCst) {
             return;
         }
+        let mut crew = served.crew();
+        if crew.workers >= SHARE {
+            crew.owed = true;
+            return;
+        }
+        drop(crew);
         let data = EventData::new_u64(u64::from(served.session.number));
         let flags = EventFlags::IN | EventFlags::ONESHOT;
         match epoll::modify(&self.epoll, &served.session.channel.fd, data, flags) {
@@ -520,7 +541,25 @@ mod tests {
         }
         assert!(is_ready(&pool.shared), "others are called");
         pool.shared.leave(&face, &served);
-        assert_eq!(*served.workers(), 0);
+        assert_eq!(served.crew().workers, 0);
+    }
+
+    #[test]
+    fn a_session_whose_requests_hang_leaves_workers_to_others() {
+        let (pool, served, kernel, _dir) = pool();
+        rustix::io::write(&kernel, b"x").unwrap();
+        let crew: Vec<Face> = (0..SHARE)
+            .map(|_| {
+                assert!(is_ready(&pool.shared));
+                let face = Face::default();
+                pool.shared.take_up(&face, &served);
+                pool.shared.give_duty(&face, &served);
+                face
+            })
+            .collect();
+        assert!(!is_ready(&pool.shared), "it has its share");
+        pool.shared.leave(&crew[0], &served);
+        assert!(is_ready(&pool.shared), "one has come back");
     }
 
     #[test]
