@@ -3,9 +3,10 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ from kube3fs_csi.node.publisher import Publisher
 from kube3fs_csi.node.sessions import Health, Sessions
 from kube3fs_csi.node.shm import SharedMemory
 from kube3fs_csi.node.state import Pod, Published, Store
-from kube3fs_csi.node.usrbiod import DaemonError, DaemonGone
+from kube3fs_csi.node.usrbiod import Connection, DaemonError, DaemonGone
 from kube3fs_csi.serving.errors import AlreadyExists, InvalidArgument, NotFound, Precondition
 
 MIB = 1 << 20
@@ -87,6 +88,14 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
     node.daemon.kill()
     for path in reversed(node.mounted()):
         mounts.unmount(path)
+
+
+@pytest.fixture
+def successor(node: Node) -> Iterator[Daemon]:
+    """The usrbiod of a second pod on the node."""
+    daemon = Daemon(node.folder, "successor")
+    yield daemon
+    daemon.kill()
 
 
 async def in_thread(work: Callable[[], T]) -> T:
@@ -518,6 +527,73 @@ async def test_an_upgrade_hands_over_to_the_successors(node: Node) -> None:
                 await new.publish(late)
                 assert await in_thread((late.target / "file").read_bytes) == b"beforeafter"
     successor.kill()
+
+
+async def test_a_plugin_that_cannot_serve_takes_nothing_over(
+    node: Node, successor: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a new plugin and its usrbiod are of two releases, the old usrbiod goes on to serve."""
+    want = node.want("pod-a", "v1")
+    async with node.plugin() as old:
+        node.make_volume(old, "v1")
+        await old.publish(want)
+    await in_thread(successor.start)
+    monkeypatch.setattr("kube3fs_csi.node.sessions.PROTOCOL", 2)
+    async with node.plugin(successor) as new:
+        await eventually(lambda: "it speaks protocol 1" in new.sessions.daemon.message)
+        await in_thread(lambda: (want.target / "file").write_bytes(b"served"))
+
+
+async def test_a_predecessor_that_does_not_answer_is_not_given_up(
+    node: Node, successor: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the fds: its mounts wait until it hands them over, however often it must be asked."""
+    want = node.want("pod-a", "v1")
+    async with node.plugin() as old:
+        node.make_volume(old, "v1")
+        await old.publish(want)
+    await in_thread(successor.start)
+    node.daemon.signal(signal.SIGSTOP)
+    async with node.plugin(successor) as new:
+        with monkeypatch.context() as patch:
+            patch.setattr("kube3fs_csi.node.usrbiod._DRAIN_SECONDS", 0.2)
+            await eventually(lambda: "no answer to drain" in new.sessions.daemon.message)
+        assert new.health(want) is Health.WAITING
+        assert node.daemon.socket.exists()
+        node.daemon.signal(signal.SIGCONT)
+        await eventually(lambda: new.health(want) is Health.SERVED)
+        node.daemon.kill()
+        await in_thread(lambda: (want.target / "file").write_bytes(b"served"))
+
+
+async def test_a_usrbiod_that_was_drained_in_vain_is_replaced(node: Node, successor: Daemon) -> None:
+    """An upgrade that was taken back: the old plugin ends its usrbiod, and the next one serves the pods."""
+    want = node.want("pod-a", "v1")
+    async with node.plugin() as old:
+        node.make_volume(old, "v1")
+        await old.publish(want)
+    await in_thread(successor.start)
+    async with node.plugin(successor) as new:
+        await eventually(lambda: new.health(want) is Health.SERVED)
+    successor.kill()
+    async with node.plugin() as again:
+        await eventually(node.daemon.has_ended)
+        assert again.health(want) is Health.WAITING
+        assert not again.sessions.daemon.healthy
+        await in_thread(node.daemon.start)
+        await in_thread(lambda: (want.target / "file").write_bytes(b"served"))
+        await again.sessions.wait_up(10)
+        assert again.health(want) is Health.SERVED
+
+
+async def test_a_superseded_plugin_leaves_its_drained_usrbiod_alone(node: Node) -> None:
+    """The successor may not have the fds yet."""
+    async with await Connection.open(node.daemon.socket) as control:
+        await control.request("drain")
+    answers = iter([False])
+    async with node.plugin(superseded=lambda: next(answers, True)) as old:
+        await eventually(lambda: old.sessions.daemon.message == "a newer node plugin has taken over")
+        assert not node.daemon.has_ended()
 
 
 async def test_leftovers_of_a_dead_plugin_are_cleaned_up(node: Node) -> None:

@@ -45,6 +45,15 @@ class Daemon:
             self._process.wait()
             self._process = None
 
+    def signal(self, number: int) -> None:
+        """Sends it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def has_ended(self) -> bool:
+        """Whether somebody else has ended it."""
+        return self._process is not None and self._process.poll() is not None
+
     def state_files(self) -> list[str]:
         """Names of the state files of sessions."""
         return sorted(path.name for path in self._state.iterdir() if path.name.endswith(".state"))

@@ -7,12 +7,13 @@ records on disk, what is served from the daemon.
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from kube3fs_csi.node.usrbiod import GIVE_AT_ONCE, Connection, DaemonError, DaemonGone, Json, Message
 
@@ -91,7 +92,7 @@ class Sessions:
                 async with await Connection.open(self._socket) as keeper:
                     await self._serve(keeper)
             except (DaemonGone, DaemonError) as error:
-                if self.daemon.healthy or self.daemon.hello is None:
+                if str(error) != self.daemon.message:
                     log.warning("%s", error)
                 self.daemon = DaemonState(False, str(error), self.daemon.hello)
             finally:
@@ -178,17 +179,20 @@ class Sessions:
 
     async def _synchronise(self) -> None:
         """Makes the daemon's sessions those that are wanted."""
-        for other in self._socket.parent.glob("*.sock"):
-            if other != self._socket:
-                await self._take_from(other)
         async with await Connection.open(self._socket) as control:
             hello = await control.request("hello")
             if hello["protocol"] != PROTOCOL:
                 why = f"it speaks protocol {hello['protocol']}, this node plugin {PROTOCOL}: update both"
                 raise DaemonGone(self._socket, why)
+            if hello["draining"]:
+                await self._end_drained(control)
             self._ops = frozenset(hello["ops"])
+            # Only now: what a predecessor was made to give up, ours must be able to serve.
+            for other in self._socket.parent.glob("*.sock"):
+                if other != self._socket:
+                    await self._take_from(other)
             listed = await _list(control)
-            if any("fuse" not in self._fds.get(name, {}) for name in listed):
+            if listed:
                 await self._fetch(control)
             wanted = self._wanted()
             self._served = listed & wanted.keys()
@@ -219,15 +223,32 @@ class Sessions:
     async def _take_from(self, predecessor: Path) -> None:
         """Ends the work of a daemon that ours succeeds, and takes its fds (CONTROL.md, "Take-over")."""
         try:
-            async with await Connection.open(predecessor) as control:
-                log.info("taking over from the usrbiod at %s", predecessor)
-                await control.request("drain")
-                await self._fetch(control)
-        except DaemonGone:
-            predecessor.unlink(missing_ok=True)  # it died long ago: nobody listens there any more
+            control = await Connection.open(predecessor)
+        except DaemonGone as error:
+            reason = getattr(error.__cause__, "errno", None)
+            if reason in (errno.ECONNREFUSED, errno.ENOENT):
+                predecessor.unlink(missing_ok=True)  # it died long ago: nobody listens there any more
+            elif reason != errno.EPROTOTYPE:  # a socket of another type is no daemon's
+                raise
+            return
+        async with control:
+            log.info("taking over from the usrbiod at %s", predecessor)
+            await control.request("drain")
+            await self._fetch(control)
+
+    async def _end_drained(self, control: Connection) -> NoReturn:
+        """Ends our daemon if its successor is gone: it never serves again, and the kubelet starts another."""
+        if not self._superseded():
+            await self._fetch(control)
+        if self._superseded():  # also: meanwhile
+            raise DaemonGone(self._socket, "it has drained for its successor")
+        why = "it had drained for a successor that is gone"
+        if not control.end_daemon():
+            raise DaemonGone(self._socket, f"{why}, and its process cannot be seen from here: restart it")
+        raise DaemonGone(self._socket, f"{why}, and was ended so that a new one starts")
 
     async def _fetch(self, control: Connection) -> None:
-        """Gets back the fds that this process lost when it was restarted."""
+        """Gets the fds that this process has not: it was restarted, or missed events."""
         self._forgotten = set()
         try:
             for message in await control.request_all("fds"):

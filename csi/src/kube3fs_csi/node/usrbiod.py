@@ -2,9 +2,12 @@
 
 import array
 import asyncio
+import contextlib
 import json
 import os
+import signal
 import socket
+import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +73,16 @@ class Connection:
     def close(self) -> None:
         """Hangs up."""
         self._sock.close()
+
+    def end_daemon(self) -> bool:
+        """Kills the daemon. False if its process is in a PID namespace that cannot be seen from here."""
+        credentials = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, _uid, _gid = struct.unpack("3i", credentials)
+        if pid == 0:  # to kill(2), that would be ourselves
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return True
 
     async def __aenter__(self) -> "Connection":
         return self
