@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -295,6 +296,18 @@ async def test_two_hundred_pods_leak_nothing(driver: Driver, calls: Calls) -> No
     assert list((state / "published").iterdir()) == []
     assert list((state / "shm").iterdir()) == []
     await eventually(lambda: driver.daemon.state_files() == [])
+
+
+async def test_the_node_may_open_as_many_files_as_it_can_be_allowed(driver: Driver) -> None:
+    """Container runtimes set a soft limit that the files of a few pods would reach."""
+    driver.kill("node")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, limits[1]))
+    try:
+        await driver.start_node()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert driver.fd_limits("node") == (limits[1], limits[1])
 
 
 async def test_a_defect_shows_no_traceback(driver: Driver, calls: Calls) -> None:

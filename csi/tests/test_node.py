@@ -3,14 +3,15 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from csikit.daemon import Daemon
@@ -107,6 +108,20 @@ def space(target: Path) -> tuple[int, int]:
     """Bytes that `df` shows: all and free."""
     stat = os.statvfs(target)
     return stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
+
+
+@contextmanager
+def room_for_fds(count: int) -> Iterator[None]:
+    """Lets this process open `count` files more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.dup(1) for _ in range(count + 1)]
+    for fd in free:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[-1], limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 async def test_a_published_volume_is_a_3fs_mount(node: Node) -> None:
@@ -594,6 +609,69 @@ async def test_a_superseded_plugin_leaves_its_drained_usrbiod_alone(node: Node) 
     async with node.plugin(superseded=lambda: next(answers, True)) as old:
         await eventually(lambda: old.sessions.daemon.message == "a newer node plugin has taken over")
         assert not node.daemon.has_ended()
+
+
+async def test_an_fd_that_did_not_fit_is_got_later(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    """A plugin that may open no more files goes on; with room again, the file survives usrbiod."""
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        want = node.want("pod-a", "v1", passthrough=False)
+        await publisher.publish(want)
+        await eventually(lambda: not publisher._measuring)
+        with Writer(want.target / "file") as pod:
+            await in_thread(lambda: pod.write("open"))
+            with room_for_fds(0):
+                await in_thread((want.target / "file").unlink)
+                await eventually(lambda: "RLIMIT_NOFILE" in caplog.text)
+                await eventually(lambda: "Too many open files" in caplog.text)  # for a new connection
+                assert not publisher.sessions.daemon.healthy
+            await publisher.sessions.wait_up(10)
+            node.daemon.kill()
+            node.daemon.start()
+            await in_thread(lambda: pod.write("kept"))
+
+
+async def test_fds_that_came_without_the_others_are_closed(node: Node) -> None:
+    """A plugin that is restarted with too little room for a session says so, and leaks nothing."""
+    want = node.want("pod-a", "v1")
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        await publisher.publish(want)
+        await eventually(lambda: not publisher._measuring)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    async with node.plugin() as publisher:
+        with room_for_fds(3):  # two connections, and one fd of three
+            await eventually(lambda: "RLIMIT_NOFILE" in publisher.sessions.daemon.message)
+        await publisher.sessions.wait_up(10)
+        assert publisher.health(want) is Health.SERVED
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+async def test_a_session_that_stays_busy_does_not_end_the_plugin(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plugin says that usrbiod works on it, and ends it as soon as it can."""
+    want = node.want("pod-a", "v1")
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        await publisher.publish(want)
+    for record in (node.folder / "published").iterdir():
+        record.unlink()
+    request, busy = Connection.request, True
+
+    async def refuse_while_busy(self: Connection, op: str, *passed: Any, **fields: Any) -> Any:
+        if busy and op == "detach":
+            raise DaemonError(op, "busy", "another request works on the session")
+        return await request(self, op, *passed, **fields)
+
+    monkeypatch.setattr(Connection, "request", refuse_while_busy)
+    monkeypatch.setattr("kube3fs_csi.node.sessions._DETACH_SECONDS", 0.1)
+    async with node.plugin() as publisher:
+        await eventually(lambda: "another request works on" in publisher.sessions.daemon.message)
+        busy = False
+        await publisher.sessions.wait_up(10)
+        assert node.daemon.state_files() == []
+        await publisher.unpublish("v1", want.target)
 
 
 async def test_leftovers_of_a_dead_plugin_are_cleaned_up(node: Node) -> None:

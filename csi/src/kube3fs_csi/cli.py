@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import sys
 from collections.abc import Coroutine, Sequence
@@ -51,7 +52,10 @@ def _node(arguments: dict[str, Any]) -> Coroutine[Any, Any, None]:
     from kube3fs_csi.plugin.process import run
 
     arguments["data_dirs"] = arguments["data_dirs"] or [DATA_DIR]
-
+    # containerd gives 1024; a session has three fds, and one for each ring, Iov and open file without a name.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(ValueError):  # it is more than fs.nr_open allows now
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return run(NodeSettings.model_validate(arguments))
 
 

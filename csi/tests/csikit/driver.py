@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -85,6 +86,10 @@ class Driver:
         """CPU time that a process has used."""
         fields = Path(f"/proc/{self._processes[name].pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def fd_limits(self, name: str) -> tuple[int, int]:
+        """How many fds a process may have open: soft and hard limit."""
+        return resource.prlimit(self._processes[name].pid, resource.RLIMIT_NOFILE)
 
     def open_fds(self, name: str) -> int:
         """Fds that a process has open."""

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from pathlib import Path
@@ -91,7 +92,7 @@ class Sessions:
             try:
                 async with await Connection.open(self._socket) as keeper:
                     await self._serve(keeper)
-            except (DaemonGone, DaemonError) as error:
+            except (DaemonGone, DaemonError, OSError) as error:  # OSError: out of fds
                 if str(error) != self.daemon.message:
                     log.warning("%s", error)
                 self.daemon = DaemonState(False, str(error), self.daemon.hello)
@@ -317,15 +318,15 @@ async def _attach(control: Connection, config: Json, fds: Mapping[str, int], *, 
 
 async def _detach(control: Connection, name: str) -> None:
     """Returns when the daemon has no such session. It may be ending it by itself: its mount is gone."""
-    async with asyncio.timeout(_DETACH_SECONDS):
-        while True:
-            try:
-                await control.request("detach", session=name)
-            except DaemonError as error:
-                if error.kind == "session-unknown":
-                    return
-                if error.kind != "busy":
-                    raise
-                await asyncio.sleep(_BUSY_SECONDS)
-            else:
+    deadline = time.monotonic() + _DETACH_SECONDS
+    while True:
+        try:
+            await control.request("detach", session=name)
+        except DaemonError as error:
+            if error.kind == "session-unknown":
                 return
+            if error.kind != "busy" or time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(_BUSY_SECONDS)
+        else:
+            return

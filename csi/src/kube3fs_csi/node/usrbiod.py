@@ -3,8 +3,10 @@
 import array
 import asyncio
 import contextlib
+import errno
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -163,8 +165,13 @@ def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     """One message. Unlike socket.recv_fds, close-on-exec: a child must not keep a mount alive."""
     fds = array.array("i")
     room = socket.CMSG_SPACE(_MAX_FDS * fds.itemsize)
-    data, ancillary, _flags, _address = sock.recvmsg(_MAX_MESSAGE, room, socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, flags, _address = sock.recvmsg(_MAX_MESSAGE, room, socket.MSG_CMSG_CLOEXEC)
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    if flags & socket.MSG_CTRUNC:  # the kernel passes as many as fit, and drops the others
+        for fd in fds:
+            os.close(fd)
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        raise OSError(errno.EMFILE, f"fds were lost: this process may have {limit} open, see RLIMIT_NOFILE")
     return data, list(fds)
