@@ -62,7 +62,7 @@ impl Batch {
 #[derive(Debug)]
 struct InFlight {
     batch: Arc<Batch>,
-    _memory: Arc<Memory>,
+    memory: Arc<Memory>,
     _files: Vec<Arc<Registered>>,
 }
 
@@ -161,7 +161,7 @@ impl Batches {
             return Ok(()); // it has no requests
         }
         let mut queue = lock(&self.queue);
-        let in_flight = InFlight { batch: batch.clone(), _memory: memory, _files: files };
+        let in_flight = InFlight { batch: batch.clone(), memory, _files: files };
         queue.batches.insert(batch.first(), in_flight);
         queue.backlog.push_back(batch.clone());
         self.fill(&mut queue)
@@ -192,6 +192,17 @@ impl Batches {
             None | Some(PrepError::Full) => Ok(()),
             // All else was checked before: the ring is beyond use, and says why.
             Some(_) => self.core.check_usable(),
+        }
+    }
+
+    /// Nobody waits for the batch any more. The next one into its memory will: what completes late would land in that
+    /// one's bytes.
+    pub fn leave(self: &Arc<Self>, batch: &Batch) {
+        // As in `check`.
+        if self.core.check_usable().is_ok()
+            && let Some(InFlight { batch, memory, .. }) = lock(&self.queue).batches.get(&batch.first())
+        {
+            memory.unfinished().push((Arc::downgrade(self), batch.clone()));
         }
     }
 

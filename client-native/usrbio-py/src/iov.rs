@@ -1,5 +1,6 @@
 //! Iovs: shared memory as a Python buffer and as a DLPack tensor.
 
+use crate::batches::{Batch, Batches};
 use crate::dlpack;
 use crate::error::{closed, os_error, raise};
 use pyo3::exceptions::PyBufferError;
@@ -8,7 +9,7 @@ use pyo3::prelude::*;
 use rustix::io::Errno;
 use std::ffi::c_int;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use usrbio::{Buffer, Iov, Mount};
 
 /// An Iov, kept by whoever may still touch it: the Python object, views, tensors, and requests in flight. The last one
@@ -19,12 +20,20 @@ pub struct Memory {
     pub iov: Iov,
     /// The mount's device number: which mount it belongs to.
     pub device: u64,
+    /// Batches that nobody waits for any more, since a signal ended the call, and that still read or write here.
+    // Locked as in `PyIov`.
+    unfinished: Mutex<Vec<(Weak<Batches>, Arc<Batch>)>>,
 }
 
 impl Memory {
     /// As requests name it.
     pub fn buffer(&self) -> Buffer {
         (&self.iov).into()
+    }
+
+    /// Batches that must be complete before the next one is submitted.
+    pub fn unfinished(&self) -> MutexGuard<'_, Vec<(Weak<Batches>, Arc<Batch>)>> {
+        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -41,7 +50,7 @@ impl PyIov {
     }
 
     // Only ever locked with the GIL held and for a moment: a fork cannot catch it locked.
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<Memory>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Memory>>> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -55,7 +64,7 @@ impl PyIov {
             .map_err(raise)?;
         // The daemon has it open. Without a name nothing is left behind, however this process ends.
         iov.unlink();
-        Ok(PyIov { memory: Mutex::new(Some(Arc::new(Memory { iov, device }))) })
+        Ok(PyIov { memory: Mutex::new(Some(Arc::new(Memory { iov, device, unfinished: Mutex::default() }))) })
     }
 
     #[getter]

@@ -93,14 +93,17 @@ impl PyRing {
     ) -> PyResult<Results<'py>> {
         let batches = self.batches()?;
         let job = self.job(file, offsets, lengths, iov, iov_offsets)?;
+        wait_for_unfinished(py, &job.memory)?;
         let batch = batches.batch(job.requests, job.memory.buffer());
         let done = py.detach(|| {
             batches.submit(&batch, job.memory, job.files)?;
             batches.wait(|| batch.is_done(), SLICE)
         });
-        if !done.map_err(raise)? {
-            wait(py, &batches, || batch.is_done(), None)?;
-        }
+        let done = match done {
+            Ok(false) => wait(py, &batches, || batch.is_done(), None),
+            done => done.map_err(raise),
+        };
+        done.inspect_err(|_| batches.leave(&batch))?;
         results(py, &batch)
     }
 
@@ -116,6 +119,7 @@ impl PyRing {
     ) -> PyResult<PyBatch> {
         let batches = self.batches()?;
         let job = self.job(file, offsets, lengths, iov, iov_offsets)?;
+        wait_for_unfinished(py, &job.memory)?;
         let batch = batches.batch(job.requests, job.memory.buffer());
         py.detach(|| batches.submit(&batch, job.memory, job.files)).map_err(raise)?;
         Ok(PyBatch { batches: Arc::downgrade(&batches), batch })
@@ -267,11 +271,15 @@ impl PyBatch {
             })
         });
         let timeout = timeout.transpose()?;
-        if self.batch.is_done() || wait(py, &*self.batches()?, || self.batch.is_done(), timeout)? {
-            results(py, &self.batch).map(Some)
-        } else {
-            Ok(None)
+        if !self.batch.is_done() {
+            let batches = self.batches()?;
+            let done = wait(py, &batches, || self.batch.is_done(), timeout);
+            // `ring.submit(...).wait()`: the batch goes with the exception.
+            if !done.inspect_err(|_| batches.leave(&self.batch))? {
+                return Ok(None);
+            }
         }
+        results(py, &self.batch).map(Some)
     }
 }
 
@@ -306,6 +314,18 @@ fn wait(
             py.detach(|| batches.check_served()).map_err(raise)?;
             heard.0 = Instant::now();
         }
+    }
+}
+
+/// Waits until the batches that earlier calls left in flight are out of this memory.
+fn wait_for_unfinished(py: Python<'_>, memory: &Memory) -> PyResult<()> {
+    loop {
+        let Some((batches, batch)) = memory.unfinished().last().cloned() else { return Ok(()) };
+        // A ring that is closed or beyond use, or a forked child's parent's, tells of no completion.
+        if let Some(batches) = batches.upgrade().filter(|batches| batches.core().check_usable().is_ok()) {
+            wait(py, &batches, || batch.is_done(), None)?;
+        }
+        memory.unfinished().retain(|(_, known)| !Arc::ptr_eq(known, &batch));
     }
 }
 

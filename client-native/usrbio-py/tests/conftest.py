@@ -73,6 +73,47 @@ def stopped() -> Callable[[subprocess.Popen[str]], AbstractContextManager[None]]
 
 
 @pytest.fixture
+def slow_mount(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+    """A mount whose directory `slow` is on storage of its own, and that storage: `stopped` makes it hang."""
+    (tmp_path / "data" / "slow").mkdir(parents=True)
+    with (
+        serving(tmp_path / "storage", tmp_path / "data" / "slow", "--no-passthrough") as storage,
+        serving(tmp_path / "data", tmp_path / "mnt"),
+    ):
+        yield tmp_path / "mnt", storage
+
+
+@pytest.fixture
+def uncache(tmp_path: Path) -> Callable[[Path], None]:
+    """Has a file of `slow_mount` read from its storage again."""
+
+    def uncache(path: Path) -> None:
+        with (tmp_path / "data" / path.relative_to(tmp_path / "mnt")).open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    return uncache
+
+
+@pytest.fixture
+def interrupted() -> Callable[[], AbstractContextManager[None]]:
+    """Ctrl-C in the middle of what the `with` does."""
+
+    @contextmanager
+    def interrupted() -> Iterator[None]:
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    return interrupted
+
+
+@pytest.fixture
 def kill() -> Callable[[subprocess.Popen[str]], None]:
     """Kills a daemon, which its supervisor then starts again."""
 

@@ -250,19 +250,50 @@ def test_a_daemon_that_is_gone_is_an_error_and_not_a_hang(serve, tmp_path):
     file.close()
 
 
-def test_ctrl_c_ends_a_wait(serve, stopped, tmp_path):
+def test_ctrl_c_ends_a_wait(serve, stopped, interrupted, tmp_path):
     """KeyboardInterrupt comes through a call that waits for a daemon that does not answer."""
     with serve(tmp_path / "data", tmp_path / "mnt") as daemon:
         path = tmp_path / "mnt" / "f"
         path.write_bytes(b"content")
         mount = usrbio.Mount(path)
         with usrbio.Ring(mount, 4) as ring, usrbio.Iov(mount, 100) as iov, usrbio.File(path) as file:
-            before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-            try:
-                with stopped(daemon):
-                    signal.setitimer(signal.ITIMER_REAL, 0.2)
-                    with pytest.raises(KeyboardInterrupt):
-                        ring.read(file, 0, 7, iov)
-            finally:
-                signal.signal(signal.SIGALRM, before)
+            with stopped(daemon), interrupted():
+                ring.read(file, 0, 7, iov)
             assert list(ring.read(file, 0, 7, iov)) == [7]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        pytest.param(lambda ring, *args: ring.read(*args), id="read"),
+        pytest.param(lambda ring, *args: ring.submit(*args).wait(), id="wait"),
+    ],
+)
+def test_an_interrupted_read_is_complete_before_the_next_one_into_its_iov_starts(
+    read, slow_mount, uncache, stopped, interrupted
+):
+    """The next batch on the Iov waits for it, on that ring or another, and its bytes stay."""
+    top, storage = slow_mount
+    slow, fast = top / "slow" / "f", top / "f"
+    slow.write_bytes(b"slow" * BLOCK)
+    fast.write_bytes(b"fast" * BLOCK)
+    mount = usrbio.Mount(top)
+    with (
+        usrbio.Ring(mount, 4) as ring,
+        usrbio.Ring(mount, 4) as other,
+        usrbio.Iov(mount, 4 * BLOCK) as iov,
+        usrbio.File(slow) as slow_file,
+        usrbio.File(fast) as fast_file,
+    ):
+        ring.read(slow_file, 0, 4 * BLOCK, iov)
+        uncache(slow)
+        with stopped(storage):
+            with interrupted():
+                read(ring, slow_file, 0, 4 * BLOCK, iov)
+            for again in (ring, other):
+                with interrupted():
+                    again.submit(fast_file, 0, 4 * BLOCK, iov)
+        assert list(other.read(fast_file, 0, 4 * BLOCK, iov)) == [4 * BLOCK]
+        assert bytes(iov) == b"fast" * BLOCK
+        ring.close()
+        assert bytes(iov) == b"fast" * BLOCK

@@ -57,6 +57,8 @@ class Ring:
     ) -> "array[int]":
         """Reads parts of a file into an Iov, and waits for all of them.
 
+        Ctrl-C ends the call, not the requests: the next batch on the Iov waits until they are complete.
+
         Args:
             file: a file open for reading, or one for each request.
             offsets: where in the file, in bytes; shape ``(n,)``.
