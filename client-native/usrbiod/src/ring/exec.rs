@@ -126,8 +126,12 @@ impl Caches {
         Ok(())
     }
 
-    /// Lets go of files that nobody has open any more.
-    pub(super) fn drop_closed(&mut self) {
+    /// Lets go of files that nobody has open any more, and of all Iovs if one of them may not be registered any more.
+    pub(super) fn drop_closed(&mut self, core: &Core) {
+        if core.generation.load(Ordering::Acquire) != self.generation {
+            self.iovs.clear();
+            self.iov = None;
+        }
         self.files.retain(|_, file| !file.backing.closed.load(Ordering::Acquire));
         self.file.take_if(|(_, file)| file.backing.closed.load(Ordering::Acquire));
     }

@@ -224,10 +224,10 @@ impl Ring {
         })
     }
 
-    /// Forgets files that nobody has open.
-    pub(super) fn drop_closed_files(&self) {
+    /// Forgets files that nobody has open and Iovs that are not registered, unless the ring is having a turn.
+    pub(super) fn drop_closed(&self) {
         if let Ok(mut state) = self.state.try_lock() {
-            state.caches.drop_closed();
+            state.caches.drop_closed(&self.core);
         }
     }
 }

@@ -231,7 +231,10 @@ impl SessionRings {
         if !asker.may_manage(&object.info.owner) {
             return Err(Errno::PERM);
         }
-        self.remove(&mut objects, name);
+        let object = self.remove(&mut objects, name);
+        // Unmapping takes long where there is much.
+        drop(objects);
+        drop(object);
         Ok(())
     }
 
@@ -268,6 +271,11 @@ impl SessionRings {
         }
         drop(iovs);
         self.core.changed();
+        // An idle ring would keep the memory until its next request, which would then wait for the unmapping. A ring
+        // that is busy lets go of it by itself, or the workers' scan sees to it.
+        for ring in self.core.rings().iter() {
+            ring.drop_closed();
+        }
     }
 
     /// The object of that name.

@@ -317,7 +317,7 @@ impl Worker {
             self.scan(index, now);
             let Some(home) = self.homes.get(index) else { continue };
             for ring in home.core.rings().iter() {
-                ring.drop_closed_files();
+                ring.drop_closed();
             }
         }
         self.look_for_closed();

@@ -1,9 +1,10 @@
 //! Registering, and what is dropped when a process is gone.
 
-use super::peer::{Client, ME, Server, errno, pattern};
+use super::peer::{Client, ME, Server, errno, pattern, wait_until};
 use crate::ring::Engine;
 use crate::session::Limits;
 use crate::types::{Errno, Owner, UNKNOWN_ID};
+use std::sync::Arc;
 use std::time::Duration;
 use usrbio_wire::Geometry;
 use uuid::Uuid;
@@ -113,6 +114,32 @@ fn the_same_name_is_eexist_and_the_same_id_takes_over() {
     assert_eq!(answer(&client), 2, "the first one is back");
     server.rings.unregister(&client.iov_name, &root).unwrap();
     assert_eq!(answer(&client), errno(Errno::INVAL));
+}
+
+#[test]
+fn an_idle_ring_does_not_keep_the_memory_of_an_iov_that_was_unregistered() {
+    let server = Server::stepped();
+    server.files.add(7, &server.data_file("f", b"0123456789"));
+    let client = server.client(4, ".r0.t0");
+    client.push(0, client.args(7, 0, 0, 2));
+    server.serve(&mut crate::ring::io::Io::new(), std::time::Instant::now());
+    assert_eq!(client.results(), [2]);
+    let iov = Arc::downgrade(server.rings.core().iovs.read().unwrap().values().next().unwrap());
+    server.rings.unregister(&client.iov_name, &ME).unwrap();
+    assert!(iov.upgrade().is_none());
+}
+
+#[test]
+fn the_memory_of_an_iov_that_was_unregistered_while_the_ring_was_busy_goes_with_the_next_scan() {
+    let server = Server::running();
+    server.files.add(7, &server.data_file("f", b"0123456789"));
+    let client = server.client(4, ".r0.t0");
+    assert_eq!(client.request(client.args(7, 0, 0, 2)), 2);
+    let core = server.rings.core();
+    // As `unregister` does where it finds the ring locked.
+    let iov = Arc::downgrade(&core.iovs.write().unwrap().drain().next().unwrap().1);
+    core.changed();
+    wait_until("the ring to let go of it", || iov.strong_count() == 1);
 }
 
 #[test]
