@@ -238,6 +238,25 @@ def test_read_file(path, content, mount_point):
         io.read_file("/etc/passwd")
 
 
+@pytest.mark.parametrize("block_size", [BLOCK, 3 * BLOCK, 1 << 30])
+def test_read_file_reads_holes_as_zeros(block_size, mount_point, tmp_path):
+    """It ends where the file does, not at a hole of a whole block, nor at one at the end."""
+    path = mount_point / f"{tmp_path.name}.sparse"
+    with path.open("wb") as file:
+        for at in (1, 9):
+            file.seek(at * BLOCK)
+            file.write(bytes([at]) * BLOCK)
+        file.truncate(20 * BLOCK + 1)
+    content = path.read_bytes()
+    assert io.read_file(str(path), block_size=block_size) == content
+    assert io.read_file(str(path), block_size=block_size, off=5) == content[5:]
+    assert io.read_file(str(path), block_size=block_size, off=len(content)) == b""
+    seen = []
+    io.read_file(str(path), block_size=block_size, cb=lambda block, off: seen.append((off, bytes(block))))
+    assert [off for off, _ in seen] == list(range(0, len(content), block_size))
+    assert b"".join(block for _, block in seen) == content
+
+
 def test_names_links_and_holes(mount_point, path, content):
     """extract_mount_point, hardlink, punch_hole and get_mount_point."""
     assert io.extract_mount_point(str(path)) == str(mount_point)

@@ -204,7 +204,7 @@ def read_file(
             (go on behind the block).
 
     Returns:
-        The bytes from `off` on, or None if there is a `cb`.
+        The bytes from `off` on, those of holes as zeros, or None if there is a `cb`.
     """
     mount = hf3fs_mount_point or extract_mount_point(fn)
     if mount is None:
@@ -234,15 +234,20 @@ def _blocks(
 ) -> bytes | None:
     parts: list[bytes] = []
     while True:
+        # Before the read: what is appended meanwhile is the next block's.
+        size = os.fstat(fd).st_size
         ior.prepare(iov[:], True, fd, off)
         ior.submit()
         (done,) = ior.wait(min_results=1)
         if done.result < 0:
             raise OSError(-done.result, os.strerror(-done.result))
-        if done.result == 0:
+        # A ring's read ends before a hole that the rest of the block lies in.
+        count = max(done.result, min(len(iov), size - off))
+        if count == 0:
             return b"".join(parts) if cb is None else None
         answer = None
-        with memoryview(iov.iov)[: done.result] as block:
+        with memoryview(iov.iov)[:count] as block:
+            block[done.result :] = bytes(count - done.result)
             if cb is None:
                 parts.append(bytes(block))
             else:
@@ -250,4 +255,4 @@ def _blocks(
         # True is an int too, but no place to go on at.
         if answer and isinstance(answer, bool):
             return None
-        off = answer if answer else off + done.result
+        off = answer if answer else off + count
