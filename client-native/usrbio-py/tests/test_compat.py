@@ -1,12 +1,12 @@
 """The drop-in modules hf3fs_fuse.io and hf3fs_py_usrbio: the surface of 3FS's, and what is fixed in it."""
 
+import contextlib
 import errno
 import gc
 import os
 import subprocess
 import sys
 import textwrap
-from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.shared_memory import SharedMemory
 
@@ -19,7 +19,7 @@ from hf3fs_fuse import fuse, io
 BLOCK = 4096
 
 
-@contextmanager
+@contextlib.contextmanager
 def shared(size):
     shm = SharedMemory(create=True, size=size)
     try:
@@ -81,6 +81,40 @@ def test_wait_answers_the_objects_that_were_prepared(mount_point, memory, fd):
     assert {id(piece) for piece in done} == {id(piece) for piece in pieces}
     assert ior.wait() == []
     assert ior.wait(min_results=1, timeout=0.01) == []
+
+
+def test_an_interrupted_wait_loses_no_completion(slow_mount, uncache, stopped, interrupted):
+    """What it had taken is answered by the next one, first."""
+    top, storage = slow_mount
+    files = [top / "f", top / "slow" / "f"]
+    ior = io.make_ioring(str(top), 4)
+    with shared(2 * BLOCK) as shm, contextlib.ExitStack() as stack:
+        iov = io.make_iovec(shm, str(top))
+        stack.callback(shm.close)
+        stack.callback(ior.ior.destroy)
+        pieces = iov[:BLOCK], iov[BLOCK:]
+
+        def submit() -> None:
+            for piece, fd in zip(pieces, fds, strict=True):
+                ior.prepare(piece, True, fd, 0)
+            ior.submit()
+
+        fds = []
+        for file in files:
+            file.write_bytes(bytes(BLOCK))
+            fds.append(os.open(file, os.O_RDONLY))
+            stack.callback(os.close, fds[-1])
+            io.register_fd(fds[-1])
+            stack.callback(io.deregister_fd, fds[-1])
+        submit()
+        assert len(ior.wait(min_results=2, timeout=30)) == 2
+        uncache(files[1])
+        with stopped(storage):
+            submit()
+            with interrupted():
+                ior.wait(min_results=2)
+            assert ior.wait(min_results=1, timeout=0) == [pieces[0]]
+        assert ior.wait(min_results=1, timeout=30) == [pieces[1]]
 
 
 def test_writes_and_force_fsync(mount_point, memory, tmp_path):

@@ -27,6 +27,8 @@ pub struct Ioring {
     core: Mutex<Option<Arc<RingCore>>>,
     // Locked with the GIL held and for a moment, as `core` is.
     slots: Mutex<Vec<Slot>>,
+    /// Completed, and not answered yet: a `wait` that is interrupted leaves them to the next one.
+    completed: Mutex<Vec<Py<Iovec>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -64,7 +66,8 @@ impl Ioring {
             .detach(|| Mount::at(hf3fs_mount_point).and_then(|mount| RingCore::create(&mount, &options)))
             .map_err(raise)?;
         let slots = std::iter::repeat_with(|| None).take(entries as usize).collect();
-        Ok(Ioring { core: Mutex::new(Some(Arc::new(core))), slots: Mutex::new(slots) })
+        let (core, slots) = (Mutex::new(Some(Arc::new(core))), Mutex::new(slots));
+        Ok(Ioring { core, slots, completed: Mutex::default() })
     }
 
     /// Requests that may be in flight.
@@ -120,21 +123,24 @@ impl Ioring {
         let max = usize::try_from(max_results).unwrap_or(0).max(min).max(1).min(core.entries() as usize);
         let until = timeout.map(|timeout| Ok::<_, PyErr>(Instant::now() + seconds(timeout)?)).transpose()?;
         let mut places = vec![MaybeUninit::<Cqe>::uninit(); max];
-        let mut out = Vec::with_capacity(max);
         loop {
             let left =
                 until.map_or(SLICE, |until| until.saturating_duration_since(Instant::now()).min(SLICE));
-            let (wanted, rest) = (min.saturating_sub(out.len()), max - out.len());
-            let places = &mut places[..rest];
+            let there = lock(&self.completed).len();
+            let places = &mut places[..max.saturating_sub(there)];
+            let wanted = min.saturating_sub(there);
             let deadline = Some(Deadline::after(left));
             let count = py.detach(|| core.wait(wanted, places, deadline)).map_err(raise)?;
+            let mut completed = lock(&self.completed);
             for place in &places[..count] {
                 // SAFETY: `wait` wrote the first `count` places.
-                out.extend(self.complete(unsafe { place.assume_init() }));
+                completed.extend(self.complete(unsafe { place.assume_init() }));
             }
-            if count >= wanted || until.is_some_and(|until| Instant::now() >= until) {
-                return Ok(out);
+            if completed.len() >= min || until.is_some_and(|until| Instant::now() >= until) {
+                let count = completed.len().min(max);
+                return Ok(completed.drain(..count).collect());
             }
+            drop(completed);
             py.check_signals()?;
         }
     }
@@ -144,7 +150,8 @@ impl Ioring {
         let core = lock(&self.core).take();
         py.detach(|| drop(core));
         let slots = std::mem::take(&mut *lock(&self.slots));
-        drop(slots);
+        let completed = std::mem::take(&mut *lock(&self.completed));
+        drop((slots, completed));
     }
 
     /// Bytes of shared memory that a ring of `entries` takes.
