@@ -413,6 +413,22 @@ async def test_a_volume_shows_its_own_size(node: Node, kind: str) -> None:
         assert await in_thread(lambda: space(want.target)) == (16 * MIB, 16 * MIB)
 
 
+async def test_a_mount_takes_the_place_of_one_that_was_given_up(node: Node) -> None:
+    """The session of an attach whose answer was lost is there still: the new mount is served, and kept."""
+    want = node.want("pod-a", "v1")
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        await publisher.publish(want)
+        fds = publisher._mount(want)
+        await publisher.sessions.attach(publisher._config(want), fds)
+        node.daemon.kill()
+        node.daemon.start()
+        await in_thread(lambda: (want.target / "file").write_bytes(b"written"))
+        await eventually(lambda: publisher.health(want) is Health.SERVED)
+        await publisher.unpublish("v1", want.target)
+        assert node.mounted() == []
+
+
 async def test_a_node_plugin_that_was_rolled_back_keeps_the_mounts(node: Node) -> None:
     """What a newer one wrote is more than the older one knows: the pod has its volume all the same."""
     want = node.want("pod-a", "v1")

@@ -107,6 +107,8 @@ def snapshot_failed(
     """The last attempt failed."""
     generation = snapshot.metadata.generation
     reason = "NotDeleted" if snapshot.metadata.deletion_timestamp else "NotTaken"
+    if isinstance(error, DataMissing):
+        reason = "DataMissing"
     ready = condition(snapshot.status.conditions, "Ready", False, reason, str(error), generation, now)
     return snapshot.status.model_copy(
         update={"observed_generation": generation, "conditions": [ready], "error": call_error(error)}

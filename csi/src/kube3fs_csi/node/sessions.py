@@ -174,7 +174,8 @@ class Sessions:
             elif event == "forget":
                 self._forget(name, message.body["key"])
             elif event == "detached":
-                self._drop(name)
+                if name in self._served:  # and not the one in whose place `attach` is putting another
+                    self._drop(name)
             else:
                 message.close()
 
