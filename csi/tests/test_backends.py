@@ -163,10 +163,10 @@ def test_a_copy_that_fails_leaves_nothing(make_root: MakeRoot) -> None:
 
 def test_files_that_go_while_they_are_copied_do_not_matter() -> None:
     """A pod may remove or rename its files meanwhile; every other trouble of cp fails the copy."""
-    gone = "cp: cannot stat '/root/volumes/v1/step-97': No such file or directory"
-    full = "cp: error writing '/root/work/volume-v2/a': No space left on device"
-    elsewhere = "cp: cannot create regular file '/root/work/volume-v2/a': No such file or directory"
-    source = Path("/root/volumes/v1")
+    gone = "cp: cannot stat '/data/volumes/v1/step-97': No such file or directory"
+    full = "cp: error writing '/data/work/volume-v2/a': No space left on device"
+    elsewhere = "cp: cannot create regular file '/data/work/volume-v2/a': No such file or directory"
+    source = Path("/data/volumes/v1")
     assert directory._only_vanished([gone, gone], source)
     assert not directory._only_vanished([gone, full], source)
     assert not directory._only_vanished([elsewhere], source)

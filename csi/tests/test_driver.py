@@ -111,6 +111,7 @@ async def test_a_volume_from_its_making_to_its_end(driver: Driver, calls: Calls)
         while inodes < 2:  # what was counted a moment ago is remembered
             usage = {one.unit: one for one in (await calls.node.NodeGetVolumeStats(request, timeout=5)).usage}
             inodes = usage[csi_pb2.VolumeUsage.INODES].used
+    assert inodes == 2
     assert usage[csi_pb2.VolumeUsage.BYTES].total == 8 * MIB
     assert usage[csi_pb2.VolumeUsage.BYTES].used >= MIB
     await calls.unpublish()
