@@ -18,16 +18,19 @@ from kube3fs_crds.base import (
     Resource,
     now,
 )
+from kube3fs_crds.quantity import bytes_of
 from kube3fs_crds.storagecluster import (
     ClusterNodes,
     ClusterSummary,
     EmbeddedEngine,
     Engine,
+    ScratchPolicy,
     StorageCluster,
     StorageClusterSpec,
     StorageClusterStatus,
 )
 from kube3fs_crds.storagenode import (
+    LEASE_SECONDS,
     DaemonKernel,
     DaemonStatus,
     NodeCluster,
@@ -39,6 +42,7 @@ from kube3fs_crds.storagenode import (
     StorageNode,
     StorageNodeSpec,
     StorageNodeStatus,
+    lease_name,
 )
 from kube3fs_crds.storagesnapshot import StorageSnapshot, StorageSnapshotSpec, StorageSnapshotStatus
 from kube3fs_crds.storagevolume import (
@@ -55,6 +59,7 @@ __all__ = [
     "API_VERSION",
     "GROUP",
     "KINDS",
+    "LEASE_SECONDS",
     "VERSION",
     "ApiModel",
     "CallError",
@@ -74,6 +79,7 @@ __all__ = [
     "RdmaPort",
     "RdmaStatus",
     "Resource",
+    "ScratchPolicy",
     "StorageCluster",
     "StorageClusterSpec",
     "StorageClusterStatus",
@@ -88,5 +94,7 @@ __all__ = [
     "StorageVolumeStatus",
     "VolumeProgress",
     "VolumeSource",
+    "bytes_of",
+    "lease_name",
     "now",
 ]

@@ -27,6 +27,24 @@ from kube3fs_crds.base import (
 
 LABEL_VALUE = "([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?"
 LABEL_KEY = "([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
+NAMESPACE_OR_ALL = "^([*]|[a-z0-9]([-a-z0-9]*[a-z0-9])?)$"
+
+ScratchSize = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=20,
+        json_schema_extra=rules(
+            Rule(
+                # All of these are less than 2^63 bytes.
+                "self.matches('^([1-9][0-9]{0,17}|[1-9][0-9]{0,5}[KMGT]i|[1-9][0-9]{0,2}Pi)$')",
+                "a size must be a whole number of bytes with Ki, Mi, Gi, Ti, Pi or nothing after it, for "
+                "example 500Gi",
+            )
+        ),
+    ),
+]
+"""A size that a user writes; `bytes_of` has its bytes."""
 
 
 class EmbeddedEngine(ApiModel):
@@ -78,6 +96,24 @@ class Engine(ApiModel):
     """A folder on each node, served by usrbiod. No other service, no RDMA."""
 
 
+class ScratchPolicy(ApiModel):
+    """Who may have inline scratch volumes here, and how much. No ResourceQuota of Kubernetes counts them."""
+
+    namespaces: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=63, pattern=NAMESPACE_OR_ALL)]],
+        Field(min_length=1, max_length=64),
+    ]
+    """Namespaces whose pods may have scratch volumes; "*": all."""
+    max_per_node: ScratchSize
+    """Sum of the sizes of all scratch volumes on one node, for example 500Gi."""
+    max_per_volume: ScratchSize | None = None
+    """Largest size of one scratch volume. Default: maxPerNode."""
+
+    def allows(self, namespace: str) -> bool:
+        """Whether pods of `namespace` may have scratch volumes."""
+        return "*" in self.namespaces or namespace in self.namespaces
+
+
 class StorageClusterSpec(ApiModel):
     """What the cluster should be."""
 
@@ -113,6 +149,9 @@ class StorageClusterSpec(ApiModel):
     deletion_policy: Literal["Retain", "Delete"] = "Retain"
     """What deleting this object does with volumes that no PersistentVolume refers to any more: Retain waits
     until somebody deletes them, Delete deletes them with their data. Volumes in use always block it."""
+    scratch: ScratchPolicy | None = None
+    """Inline scratch volumes (csi.kube3fs.io/kind: scratch). Absent: none may be made; those that pods have
+    already stay."""
 
 
 class ClusterNodes(ApiModel):
@@ -147,6 +186,8 @@ class StorageClusterStatus(Status):
     """Free space of those file systems."""
     allocated_bytes: Bytes | None = None
     """Sum of the sizes of all volumes."""
+    scratch_bytes: Bytes | None = None
+    """Sum of the sizes of the scratch volumes that pods have now, over all nodes."""
     volumes: Count | None = None
     """Number of StorageVolumes."""
     snapshots: Count | None = None

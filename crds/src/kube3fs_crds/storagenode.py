@@ -1,5 +1,6 @@
 """StorageNode: one per node, named as the node. The operator writes the spec, the node plugin the status."""
 
+import hashlib
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -22,8 +23,23 @@ from kube3fs_crds.base import (
     keyed_by,
     rules,
 )
+from kube3fs_crds.storagecluster import ScratchPolicy
 
 MAX_CLUSTERS = 128
+LEASE_SECONDS = 40
+"""How long a Lease of a node plugin holds without being renewed."""
+_MAX_NAME = 253
+
+
+def lease_name(node: str) -> str:
+    """Name of the Lease, in the release's namespace, that the node plugin of `node` renews while it reports.
+
+    A StorageNode whose Lease has run out says what was, not what is.
+    """
+    name = f"kube3fs-node.{node}"
+    if len(name) <= _MAX_NAME:
+        return name
+    return f"kube3fs-node.{hashlib.sha256(node.encode()).hexdigest()}"
 
 
 class NodeCluster(ApiModel):
@@ -33,6 +49,8 @@ class NodeCluster(ApiModel):
     name: Annotated[str, Field(min_length=1, max_length=63)]
     path: Annotated[HostPath, Field(json_schema_extra=rules(*HOST_PATH_RULES))]
     """The folder that holds the cluster's volumes on this node."""
+    scratch: ScratchPolicy | None = None
+    """The cluster's rules for inline scratch volumes. Absent: none may be made."""
 
 
 class StorageNodeSpec(ApiModel):
@@ -86,6 +104,8 @@ class NodeClusterStatus(ApiModel):
     path: Annotated[str, Field(max_length=512)]
     ready: bool
     """Volumes can be made and mounted here."""
+    reason: Word = ""
+    """Why not, in CamelCase, for programs: StorageHung, DataMissing, FolderUnusable or others."""
     message: Message = ""
     """Why not, and what to do about it."""
     backend: Literal["btrfs", "directory"] | None = None
@@ -99,6 +119,10 @@ class NodeClusterStatus(ApiModel):
     """Sum of the sizes of the cluster's volumes here."""
     volumes: Count | None = None
     """The cluster's volumes here."""
+    scratch_bytes: Bytes | None = None
+    """Sum of the sizes of the scratch volumes that pods have here now."""
+    scratch_volumes: Count | None = None
+    """The scratch volumes that pods have here now."""
 
 
 class RdmaPort(ApiModel):

@@ -74,7 +74,9 @@ def share(node: str, world: World) -> Share:
             refused[key] = rival
             continue
         taken[path] = key
-        wanted.append(NodeCluster(namespace=key.namespace, name=key.name, path=path))
+        wanted.append(
+            NodeCluster(namespace=key.namespace, name=key.name, path=path, scratch=cluster.spec.scratch)
+        )
     return Share(sorted(wanted, key=lambda entry: (entry.namespace, entry.name)), refused)
 
 
