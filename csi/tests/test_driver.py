@@ -1,6 +1,7 @@
 """Both processes together, with a stand-in API server and the real usrbiod."""
 
 import asyncio
+import datetime
 import os
 import resource
 import tempfile
@@ -14,6 +15,7 @@ from csikit.apiserver import Body
 from csikit.driver import CLUSTER, NODE, Driver, cluster, running
 from csikit.waiting import eventually
 
+from kube3fs_crds import LEASE_SECONDS, lease_name
 from kube3fs_csi.api import csi_pb2, csi_pb2_grpc
 from kube3fs_csi.names import PARAMETER_CLUSTER, TOPOLOGY_KEY
 
@@ -309,6 +311,23 @@ async def test_the_node_may_open_as_many_files_as_it_can_be_allowed(driver: Driv
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert driver.fd_limits("node") == (limits[1], limits[1])
+
+
+async def test_a_node_that_reports_renews_its_lease(driver: Driver) -> None:
+    """Once every 20 s at least; a plugin that is stopped does not. It goes with the StorageNode."""
+    key = ("leases", "kube3fs-system", lease_name(NODE))
+
+    def renewed() -> datetime.datetime:
+        return datetime.datetime.fromisoformat(driver.api.objects[key]["spec"]["renewTime"])
+
+    await eventually(lambda: key in driver.api.objects)
+    lease, first = driver.api.objects[key], renewed()
+    assert (lease["spec"]["holderIdentity"], lease["spec"]["leaseDurationSeconds"]) == (NODE, LEASE_SECONDS)
+    owner = lease["metadata"]["ownerReferences"][0]
+    assert (owner["kind"], owner["name"]) == ("StorageNode", NODE)
+    assert owner["uid"] == (driver.api.get("storagenodes", NODE) or {})["metadata"]["uid"]
+    await eventually(lambda: renewed() > first)
+    assert renewed() - first <= datetime.timedelta(seconds=20)
 
 
 async def test_a_defect_shows_no_traceback(driver: Driver, calls: Calls) -> None:

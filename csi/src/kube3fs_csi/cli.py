@@ -102,6 +102,12 @@ def _add_node(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
     add = parser.add_argument
     add("--node-name", default=os.environ.get("NODE_NAME", ""), metavar="NAME", help="the Kubernetes node")
+    add(
+        "--namespace",
+        default=os.environ.get("POD_NAMESPACE", "default"),
+        metavar="NAME",
+        help="where the node's Lease is",
+    )
     add("--kubelet-dir", type=Path, default=Path("/var/lib/kubelet"), metavar="DIR", help="kubelet's folder")
     add(
         "--usrbiod",

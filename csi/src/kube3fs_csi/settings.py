@@ -21,6 +21,7 @@ class NodeSettings(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     node_name: str = Field(min_length=1, max_length=253)
+    namespace: str = Field(min_length=1, max_length=63)
     kubelet_dir: Path
     usrbiod: Path
     data_dirs: tuple[Path, ...] = Field(min_length=1)

@@ -21,7 +21,7 @@ from kube3fs_crds import API_VERSION, KINDS
 Body = dict[str, Any]
 Key = tuple[str, str, str]  # plural, namespace, name
 
-_KINDS = {kind.names.plural: kind.__name__ for kind in KINDS} | {"pods": "Pod"}
+_KINDS = {kind.names.plural: kind.__name__ for kind in KINDS} | {"pods": "Pod", "leases": "Lease"}
 
 
 class ApiServer:
@@ -49,6 +49,9 @@ class ApiServer:
             app.router.add_patch(f"{path}/{{name}}", self._patch)
             app.router.add_patch(f"{path}/{{name}}/status", self._patch_status)
         app.router.add_get("/api/v1/namespaces/{namespace}/{plural:pods}/{name}", self._get)
+        app.router.add_patch(
+            "/apis/coordination.k8s.io/v1/namespaces/{namespace}/{plural:leases}/{name}", self._apply
+        )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -164,6 +167,13 @@ class ApiServer:
         else:
             _merge(body, patch)
         return web.json_response(await self._store(key, body, "MODIFIED"))
+
+    async def _apply(self, request: web.Request) -> web.Response:
+        key = _key(request)
+        body = await request.json()
+        body["metadata"] = self.objects.get(key, {"metadata": {}})["metadata"] | body["metadata"]
+        event = "MODIFIED" if key in self.objects else "ADDED"
+        return web.json_response(await self._store(key, body, event))
 
     async def _patch_status(self, request: web.Request) -> web.Response:
         key = _key(request)

@@ -51,6 +51,7 @@ class Driver:
         """Starts the node plugin."""
         options = {
             "--node-name": NODE,
+            "--namespace": "kube3fs-system",
             "--kubelet-dir": self.kubelet,
             "--usrbiod": self.daemon.socket,
             "--data-dir": self.data,

@@ -4,12 +4,15 @@ import asyncio
 import contextlib
 import datetime
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import kube3fs_csi
 from kube3fs_crds import (
+    LEASE_SECONDS,
     DaemonKernel,
     DaemonStatus,
     NodeClusterFeatures,
@@ -18,6 +21,7 @@ from kube3fs_crds import (
     RdmaStatus,
     StorageNode,
     StorageNodeStatus,
+    lease_name,
     now,
 )
 from kube3fs_csi.agent.conditions import condition
@@ -30,16 +34,22 @@ from kube3fs_csi.serving.errors import AlreadyExists, CsiError
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 10.0
+_RENEW_SECONDS = 8.0
+"""The Lease is renewed with the first report after so long: every 18 s at the latest."""
 _SAME_SPACE = 64 << 20
 """Free space that changed by less is not worth a write."""
 
 
 class NodeAgent:
-    """Keeps the StorageNode `name` current. `changed` is called when the served clusters may have changed."""
+    """Keeps the StorageNode `name` current, and its Lease in `namespace`, which says that it is.
+
+    `changed` is called when the served clusters may have changed.
+    """
 
     def __init__(
         self,
         name: str,
+        namespace: str,
         objects: Objects,
         nodes: Informer[StorageNode],
         clusters: Clusters,
@@ -49,6 +59,8 @@ class NodeAgent:
         executor: ThreadPoolExecutor,
     ) -> None:
         self._name = name
+        self._namespace = namespace
+        self._renewed = -math.inf
         self._objects = objects
         self._nodes = nodes
         self._clusters = clusters
@@ -93,6 +105,16 @@ class NodeAgent:
         reached = node_status(node, served, self._daemon(), self._rdma(), now())
         if not is_same(reached, node.status):
             await self._objects.apply_status(StorageNode, self._name, reached)
+        await self._renew(node)
+
+    async def _renew(self, node: StorageNode) -> None:
+        """The status is what was seen now: only who reports may say that the report is current."""
+        if time.monotonic() - self._renewed < _RENEW_SECONDS:
+            return
+        await self._objects.renew_lease(
+            self._namespace, lease_name(self._name), self._name, node, LEASE_SECONDS
+        )
+        self._renewed = time.monotonic()
 
 
 def usable(clusters: Clusters) -> set[str]:

@@ -1,6 +1,7 @@
 """Reads and writes objects of our kinds."""
 
 import contextlib
+import datetime
 from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -61,6 +62,37 @@ class Objects:
         what, method, path = _one(kind, name, "PATCH")
         await self._api.request(
             what, method, f"{path}/status", self._manager | {"force": "true"}, body, _APPLY
+        )
+
+    async def renew_lease(
+        self, namespace: str, name: str, holder: str, owner: Resource, seconds: int
+    ) -> None:
+        """Says in a Lease, which goes with `owner`, that `holder` is at work now, and when to doubt it."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+        body = {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {
+                "name": name,
+                "ownerReferences": [
+                    {
+                        "apiVersion": f"{GROUP}/{VERSION}",
+                        "kind": type(owner).__name__,
+                        "name": owner.metadata.name,
+                        "uid": owner.metadata.uid,
+                    }
+                ],
+            },
+            "spec": {
+                "holderIdentity": holder,
+                "leaseDurationSeconds": seconds,
+                "renewTime": now.replace("+00:00", "Z"),
+            },
+        }
+        leases = f"/apis/coordination.k8s.io/v1/namespaces/{quote(namespace, safe='')}/leases"
+        path = f"{leases}/{quote(name, safe='')}"
+        await self._api.request(
+            f"Lease {namespace}/{name}", "PATCH", path, self._manager | {"force": "true"}, body, _APPLY
         )
 
     async def delete(self, kind: type[Resource], name: str) -> None:

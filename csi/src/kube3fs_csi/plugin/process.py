@@ -178,6 +178,7 @@ async def _run_agent(process: NodeProcess, servicer: Node) -> None:
 
         node = NodeAgent(
             settings.node_name,
+            settings.namespace,
             objects,
             nodes,
             process.clusters,
