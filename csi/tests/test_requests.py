@@ -111,7 +111,9 @@ def test_passthrough_can_be_switched_off() -> None:
             {"volume_context": {**SHM, "csi.kube3fs.io/size": "lots"}}, "such as 8Gi", id="no quantity"
         ),
         pytest.param({"volume_context": {**SHM, "csi.kube3fs.io/size": "0"}}, "at least", id="size 0"),
-        pytest.param({"volume_context": {**SHM, "csi.kube3fs.io/size": "-1Gi"}}, "at least", id="negative"),
+        pytest.param(
+            {"volume_context": {**SHM, "csi.kube3fs.io/size": "-1Gi"}}, "no quantity", id="negative"
+        ),
         pytest.param(
             {"volume_context": {**SHM, "csi.kube3fs.io/size": "64Ki"}}, "at least 1048576", id="too small"
         ),

@@ -31,7 +31,7 @@ def bytes_of(quantity: str) -> int:
     shown = repr(quantity[:_MOST_CHARACTERS])
     found = _QUANTITY.fullmatch(quantity) if len(quantity) <= _MOST_CHARACTERS else None
     if found is None:
-        raise ValueError(f"{shown} is no quantity of bytes; write it as 8Gi or 500M")
+        raise ValueError(f"{shown} is no quantity of bytes; write one such as 8Gi or 500M")
     factor = Fraction(10) ** int(found["power"]) if found["power"] else _FACTORS[found["suffix"] or ""]
     exact = Fraction(found["number"]) * factor
     size = -(-exact.numerator // exact.denominator)

@@ -32,14 +32,15 @@ def check_one(capability: csi_pb2.VolumeCapability) -> None:
         raise InvalidArgument("block volumes are not offered; use volumeMode: Filesystem")
     mode = capability.access_mode.mode
     if mode not in OFFERED_MODES:
+        name = _Mode.Mode.Name(mode) if mode in _Mode.Mode.values() else str(mode)
         raise InvalidArgument(
-            f"access mode {_Mode.Mode.Name(mode)} is not offered: a volume lies on one node; "
+            f"access mode {name} is not offered: a volume lies on one node; "
             "use ReadWriteOnce, with which all pods of that node may share it, or ReadWriteOncePod"
         )
     fs_type = capability.mount.fs_type
     if fs_type not in ("", FUSE_TYPE):
         raise InvalidArgument(
-            f"file system type {fs_type!r} is not offered; leave it out, or use {FUSE_TYPE}"
+            f"file system type {fs_type[:100]!r} is not offered; leave it out, or use {FUSE_TYPE}"
         )
     mount_flags(capability)
 

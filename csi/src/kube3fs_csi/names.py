@@ -21,6 +21,8 @@ _DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,126}[a-z0-9])?")
 """Ids that the kubelet makes for inline volumes are longer than a DNS label: csi- and 64 hex digits."""
 _MAX_CSI_ID_BYTES = 128  # CSI spec, "Size Limits"
+_SHOWN = 300
+"""Characters of a path that an error repeats."""
 MAX_PATH_BYTES = 4095  # PATH_MAX less its NUL
 
 
@@ -59,7 +61,7 @@ def parse_cluster(value: str) -> tuple[str, str]:
     namespace, slash, name = value.partition("/")
     if not slash or not all(_DNS_LABEL.fullmatch(part) for part in (namespace, *name.split("."))):
         raise InvalidArgument(
-            f"{PARAMETER_CLUSTER} is {value!r}; "
+            f"{PARAMETER_CLUSTER} is {value[:_MAX_CSI_ID_BYTES]!r}; "
             "set it to NAMESPACE/NAME of a StorageCluster, such as storage/fast"
         )
     return namespace, name
@@ -74,6 +76,6 @@ def checked_path(path: str, below: Path, field: str) -> Path:
         raise InvalidArgument(f"{field} is longer than a path can be or contains a NUL")
     if ".." in found.parts or found == below or not found.is_relative_to(below):
         raise InvalidArgument(
-            f"{field} {path!r} is not a path below {below}; kubelet's folder is set by --kubelet-dir"
+            f"{field} {path[:_SHOWN]!r} is not a path below {below}; kubelet's folder is set by --kubelet-dir"
         )
     return found

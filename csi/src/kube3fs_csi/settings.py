@@ -1,8 +1,20 @@
 """What the two processes are told on their command lines."""
 
+import re
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from kube3fs_crds.quantity import MOST_BYTES
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{text[:100]!r} is no regular expression: {error}") from error
+    return text
 
 
 class ControllerSettings(BaseModel):
@@ -26,10 +38,10 @@ class NodeSettings(BaseModel):
     usrbiod: Path
     data_dirs: tuple[Path, ...] = Field(min_length=1)
     client_source: Path | None
-    max_shm_bytes: int = Field(gt=0)
-    max_volumes: int = Field(ge=0)
+    max_shm_bytes: int = Field(gt=0, le=MOST_BYTES)
+    max_volumes: int = Field(ge=0, le=2**31 - 1)
     rdma: bool
-    rdma_devices: str
+    rdma_devices: Annotated[str, AfterValidator(_pattern)]
     rdma_shares: int = Field(ge=1, le=1000)
     cdi_dir: Path
     sysfs: Path

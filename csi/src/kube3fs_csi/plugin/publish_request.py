@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from kubernetes.utils.quantity import parse_quantity
-
+from kube3fs_crds import bytes_of
 from kube3fs_csi import capabilities
 from kube3fs_csi.api import csi_pb2
 from kube3fs_csi.names import (
@@ -34,6 +33,9 @@ _POD_NAMESPACE = "csi.storage.k8s.io/pod.namespace"
 _EPHEMERAL = "csi.storage.k8s.io/ephemeral"
 _FROM_KUBERNETES = ("csi.storage.k8s.io/", "storage.kubernetes.io/")
 _UID = re.compile(r"[A-Za-z0-9-]{1,64}")
+_GID = re.compile(r"[0-9]{1,10}")
+_MAX_GID = 2**32 - 2  # the last one is chown(2)'s "leave it"
+_MAX_NAME = 253
 _ALLOWED = {
     "filesystem": {PARAMETER_CLUSTER},
     "shm": {ATTRIBUTE_KIND, ATTRIBUTE_SIZE, ATTRIBUTE_HUGE},
@@ -121,13 +123,16 @@ def _pod(context: dict[str, str], target: Path) -> Pod:
         raise InvalidArgument(f"{_POD_UID} is {uid[:100]!r}, which is no uid")
     # Without podInfoOnMount nothing is known about the pod: the volume shares its memory with no other.
     key = uid or "target-" + hashlib.sha256(str(target).encode()).hexdigest()[:24]
-    return Pod(key=key, namespace=context.get(_POD_NAMESPACE, ""), name=context.get(_POD_NAME, ""))
+    namespace, name = context.get(_POD_NAMESPACE, ""), context.get(_POD_NAME, "")
+    if len(namespace) > _MAX_NAME or len(name) > _MAX_NAME:
+        raise InvalidArgument(f"the pod's name and namespace have at most {_MAX_NAME} characters each")
+    return Pod(key=key, namespace=namespace, name=name)
 
 
 def _group(group: str) -> int | None:
     if not group:
         return None
-    if not group.isascii() or not group.isdecimal() or int(group) >= 2**32 - 1:
+    if not _GID.fullmatch(group) or int(group) > _MAX_GID:
         raise InvalidArgument(f"volume_mount_group is {group[:100]!r}; set fsGroup to the number of a group")
     return int(group)
 
@@ -144,11 +149,9 @@ def _size(kind: Kind, context: dict[str, str], limits: Limits) -> int:
         return 0
     text = context.get(ATTRIBUTE_SIZE, "")
     try:
-        size = int(parse_quantity(text[:64]))
-    except (ValueError, OverflowError) as error:
-        raise InvalidArgument(
-            f"{ATTRIBUTE_SIZE} is {text[:100]!r}; set it to a quantity of bytes such as 8Gi"
-        ) from error
+        size = bytes_of(text)
+    except ValueError as error:
+        raise InvalidArgument(f"{ATTRIBUTE_SIZE}: {error}") from error
     least = MIN_BYTES if kind == "shm" else 1
     if size < least:
         raise InvalidArgument(

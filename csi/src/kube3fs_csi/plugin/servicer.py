@@ -112,6 +112,8 @@ class Node(csi_pb2_grpc.NodeServicer):
         if not record.is_mount_of_ours:
             raise InvalidArgument(f"volume {record.volume_id} is of kind {record.kind}, which cannot grow")
         required, limit = request.capacity_range.required_bytes, request.capacity_range.limit_bytes
+        if required < 0 or limit < 0:
+            raise InvalidArgument("a capacity is negative; ask for more than 0 bytes")
         backend = self._publisher.clusters.backend(record.cluster)
         have = await self._publisher.blocking(backend.capacity, record.volume_id)
         if 0 < limit < have:

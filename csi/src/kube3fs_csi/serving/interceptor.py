@@ -22,6 +22,9 @@ CALLS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30),
 )
 
+_MOST_CHARACTERS = 1500
+"""Of a sentence. gRPC sends it in a header, whose 8 KiB hold so many characters of any kind, each escaped."""
+
 _POD = ("csi.storage.k8s.io/pod.namespace", "csi.storage.k8s.io/pod.name")
 _QUIET = frozenset(
     {"Probe", "NodeGetCapabilities", "NodeGetVolumeStats", "NodeGetVolumeHealth", "GetPluginInfo"}
@@ -83,7 +86,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 told = f"{code.name}: {sentence}" if failed else code.name
                 facts = about | {"ms": round(seconds * 1000, 1)}
                 log.log(level, "%s: %s", method, told, extra={"facts": facts})
-            return await context.abort(code, sentence)
+            return await context.abort(code, sentence[:_MOST_CHARACTERS])
 
         return wrapped
 
