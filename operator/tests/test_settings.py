@@ -3,8 +3,10 @@
 import pytest
 from pydantic import ValidationError
 
+from kube3fs_operator import watch
 from kube3fs_operator.faults import Faults
 from kube3fs_operator.settings import from_environment
+from kube3fs_operator.watch import QUIET_SECONDS
 
 
 def test_settings_come_from_the_environment() -> None:
@@ -28,3 +30,11 @@ def test_an_unknown_fault_point_is_refused(point: str) -> None:
     """A test that misspells its point must not pass by never being killed."""
     with pytest.raises(ValueError, match="write before:STEP or after:STEP"):
         Faults(point)
+
+
+def test_a_watch_that_died_unnoticed_is_given_up_as_soon_as_on_the_csi_side() -> None:
+    """Two bookmarks may be late; nothing of kopf's waits longer for a connection that is gone."""
+    settings = watch.settings()
+    assert settings.watching.inactivity_timeout == QUIET_SECONDS == 150
+    assert settings.watching.connect_timeout is not None
+    assert settings.watching.connect_timeout + settings.networking.request_timeout < QUIET_SECONDS

@@ -24,6 +24,11 @@ _M = TypeVar("_M", bound=Resource)
 Body = Mapping[str, Any]
 Started = Callable[[World], None]
 
+QUIET_SECONDS = 150.0
+"""A watch that says nothing for so long has lost its API server. The CSI driver counts the same."""
+REQUEST_SECONDS = 30.0
+"""Any other request."""
+
 
 def parse(kind: type[_M], body: Body) -> _M | None:
     """The model, or None for an object that this version does not understand: it is logged and left alone."""
@@ -178,5 +183,8 @@ def settings() -> kopf.OperatorSettings:
     # Not ours: kopf takes this finalizer off every object that no handler of its own needs it on.
     chosen.persistence.finalizer = "kube3fs.io/kopf"
     chosen.watching.server_timeout = 600
-    chosen.watching.inactivity_timeout = 660
+    # A live watch brings a bookmark every minute. Without a word for longer its connection has died unnoticed.
+    chosen.watching.inactivity_timeout = QUIET_SECONDS
+    chosen.watching.connect_timeout = REQUEST_SECONDS
+    chosen.networking.request_timeout = REQUEST_SECONDS
     return chosen
