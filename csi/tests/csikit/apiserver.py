@@ -21,7 +21,14 @@ from kube3fs_crds import API_VERSION, KINDS
 Body = dict[str, Any]
 Key = tuple[str, str, str]  # plural, namespace, name
 
-_KINDS = {kind.names.plural: kind.__name__ for kind in KINDS} | {"pods": "Pod", "leases": "Lease"}
+_KINDS = {kind.names.plural: kind.__name__ for kind in KINDS} | {
+    "pods": "Pod",
+    "leases": "Lease",
+    "nodes": "Node",
+    "persistentvolumes": "PersistentVolume",
+    "persistentvolumeclaims": "PersistentVolumeClaim",
+    "volumesnapshotcontents": "VolumeSnapshotContent",
+}
 
 
 class ApiServer:
@@ -48,7 +55,10 @@ class ApiServer:
             app.router.add_delete(f"{path}/{{name}}", self._delete)
             app.router.add_patch(f"{path}/{{name}}", self._patch)
             app.router.add_patch(f"{path}/{{name}}/status", self._patch_status)
-        app.router.add_get("/api/v1/namespaces/{namespace}/{plural:pods}/{name}", self._get)
+        app.router.add_get("/api/v1/namespaces/{namespace}/{plural}/{name}", self._get)
+        app.router.add_get("/api/v1/{plural}/{name}", self._get)
+        app.router.add_get("/api/v1/{plural}", self._list)
+        app.router.add_get("/apis/snapshot.storage.k8s.io/v1/{plural}/{name}", self._get)
         app.router.add_patch(
             "/apis/coordination.k8s.io/v1/namespaces/{namespace}/{plural:leases}/{name}", self._apply
         )
@@ -151,6 +161,10 @@ class ApiServer:
         if key not in self.objects:
             return _status(404, f'"{key[2]}" not found')
         body = copy.deepcopy(self.objects[key])
+        options = await request.json() if request.can_read_body else {}
+        wanted = options.get("preconditions", {}).get("resourceVersion")
+        if wanted not in (None, body["metadata"]["resourceVersion"]):
+            return _status(409, "the precondition failed")
         body["metadata"].setdefault("deletionTimestamp", "2026-01-01T00:00:00Z")
         await self._store(key, body, "MODIFIED")
         return web.json_response({"kind": "Status", "status": "Success"})
@@ -229,6 +243,8 @@ def _merge(into: Body, patch: Body) -> None:
     for name, value in patch.items():
         if isinstance(value, dict) and isinstance(into.get(name), dict):
             _merge(into[name], value)
+        elif value is None:
+            into.pop(name, None)
         else:
             into[name] = value
 

@@ -183,7 +183,7 @@ def settings() -> kopf.OperatorSettings:
     # Not ours: kopf takes this finalizer off every object that no handler of its own needs it on.
     chosen.persistence.finalizer = "kube3fs.io/kopf"
     chosen.watching.server_timeout = 600
-    # A live watch brings a bookmark every minute. Without a word for longer its connection has died unnoticed.
+    # A live watch brings a bookmark every minute: without a word for longer its connection has died unnoticed.
     chosen.watching.inactivity_timeout = QUIET_SECONDS
     chosen.watching.connect_timeout = REQUEST_SECONDS
     chosen.networking.request_timeout = REQUEST_SECONDS

@@ -6,6 +6,7 @@ from kube3fs_crds import StorageCluster, StorageNode, StorageSnapshot, StorageVo
 from kube3fs_csi.api import csi_pb2_grpc
 from kube3fs_csi.controller.service import VolumeService
 from kube3fs_csi.controller.servicer import Controller
+from kube3fs_csi.controller.wanted import Sweeper
 from kube3fs_csi.kube.api import connected
 from kube3fs_csi.kube.informer import Informer
 from kube3fs_csi.kube.objects import Objects
@@ -33,7 +34,8 @@ async def run(settings: ControllerSettings) -> None:
         group.create_task(health.serve(settings.health_port, ready))
         for cache in caches:
             await cache.synced.wait()
-        controller = Controller(VolumeService(objects, volumes, snapshots, nodes, clusters))
+        group.create_task(Sweeper(api, objects, volumes, snapshots).run())
+        controller = Controller(VolumeService(api, objects, volumes, snapshots, nodes, clusters))
         async with serving(
             settings.endpoint,
             lambda server: csi_pb2_grpc.add_ControllerServicer_to_server(controller, server),

@@ -1,5 +1,6 @@
 """What is asked for in CreateVolume and its kin, checked once. Pure functions."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from kube3fs_crds import ClusterRef, VolumeSource
@@ -26,6 +27,8 @@ class Wanted(NamedTuple):
     source: VolumeSource | None
     nodes: tuple[str, ...]
     """Nodes that may hold it, the best first; none: all may."""
+    claim: str
+    """NAMESPACE/NAME of the claim that it is for, or '' if the provisioner did not say."""
 
 
 def wanted_volume(request: csi_pb2.CreateVolumeRequest) -> Wanted:
@@ -42,6 +45,7 @@ def wanted_volume(request: csi_pb2.CreateVolumeRequest) -> Wanted:
         limit,
         source_of(request.volume_content_source),
         nodes_of(request.accessibility_requirements),
+        claim_of(request.parameters),
     )
 
 
@@ -56,6 +60,17 @@ def cluster_of(parameters: dict[str, str]) -> ClusterRef:
         )
     namespace, name = parse_cluster(parameters.get(PARAMETER_CLUSTER, ""))
     return ClusterRef(namespace=namespace, name=name)
+
+
+def claim_of(parameters: Mapping[str, str]) -> str:
+    """The claim, as external-provisioner's --extra-create-metadata tells it."""
+    parts = [parameters.get(f"{_FROM_PROVISIONER}pvc/{part}", "") for part in ("namespace", "name")]
+    return "/".join(parts) if all(parts) else ""
+
+
+def content_of(parameters: Mapping[str, str]) -> str:
+    """The VolumeSnapshotContent, as external-snapshotter's --extra-create-metadata tells it."""
+    return parameters.get(f"{_FROM_PROVISIONER}volumesnapshotcontent/name", "")
 
 
 def check_snapshot_parameters(parameters: dict[str, str]) -> None:

@@ -12,15 +12,18 @@ from kube3fs_crds import (
     StorageNode,
     StorageSnapshot,
     StorageSnapshotSpec,
+    StorageSnapshotStatus,
     StorageVolume,
     StorageVolumeSpec,
     VolumeSource,
 )
 from kube3fs_csi.controller.placement import choose, room, share_of
 from kube3fs_csi.controller.requests import Wanted
+from kube3fs_csi.controller.wanted import is_pending, snapshot_is_wanted, volume_is_wanted
+from kube3fs_csi.kube.api import Api
 from kube3fs_csi.kube.informer import Informer
 from kube3fs_csi.kube.objects import Objects
-from kube3fs_csi.names import FINALIZER_NODE, is_object_name
+from kube3fs_csi.names import FINALIZER_NODE, PENDING_FOR, is_object_name
 from kube3fs_csi.serving.errors import (
     BY_CODE,
     AlreadyExists,
@@ -40,7 +43,11 @@ R = TypeVar("R", StorageVolume, StorageSnapshot)
 
 _POLL_SECONDS = 0.1
 _TAKE_BACK = {Exhausted, OutOfRange, NotFound, InvalidArgument}
-"""Errors of a new volume after which it is taken back, so that another node may be tried."""
+"""Errors of a new volume or snapshot after which it is taken back, so that another node may be tried."""
+_ASKED_AGAIN = {"CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED"}
+"""After these codes the sidecars ask again until it is done, and then delete what nobody wants any more. After
+any other they may forget it, and delete nothing (isFinalError of external-provisioner, isCSIFinalError of
+external-snapshotter)."""
 
 
 class VolumeService:
@@ -48,12 +55,14 @@ class VolumeService:
 
     def __init__(
         self,
+        api: Api,
         objects: Objects,
         volumes: Informer[StorageVolume],
         snapshots: Informer[StorageSnapshot],
         nodes: Informer[StorageNode],
         clusters: Informer[StorageCluster],
     ) -> None:
+        self._api = api
         self._objects = objects
         self.volumes = volumes
         self.snapshots = snapshots
@@ -63,15 +72,16 @@ class VolumeService:
     async def create_volume(self, wanted: Wanted, seconds: float) -> StorageVolume:
         """Makes the volume, or finds it as asked."""
         found = await self._objects.get(StorageVolume, wanted.name)
+        if found is None or is_pending(found):
+            await self._check_claim(wanted, found)
         if found is None:
             found = await self._new_volume(wanted)
         self._check_same(found, wanted)
         try:
-            return await self._wait_ready(found, wanted.required, seconds)
+            made = await self._wait_ready(found, wanted.required, seconds)
         except CsiError as error:
-            if type(error) in _TAKE_BACK:
-                await self._objects.delete(StorageVolume, wanted.name)
-            raise
+            raise await self._unmade(found, error) from error
+        return await self._handed_out(made)
 
     async def delete_volume(self, name: str, seconds: float) -> None:
         """Returns when the volume is gone."""
@@ -107,9 +117,12 @@ class VolumeService:
         ready = await self._wait_ready(found, max(required, have), seconds)
         return ready.status.capacity_bytes or 0
 
-    async def create_snapshot(self, name: str, volume: str, seconds: float) -> StorageSnapshot:
-        """Takes a snapshot, or finds it."""
+    async def create_snapshot(self, name: str, volume: str, content: str, seconds: float) -> StorageSnapshot:
+        """Takes a snapshot, or finds it. `content`: the VolumeSnapshotContent that it is for, or ''."""
         found = await self._objects.get(StorageSnapshot, name)
+        if (found is None or is_pending(found)) and not await snapshot_is_wanted(self._api, content):
+            await self._objects.delete(StorageSnapshot, name)
+            raise NotFound(f"VolumeSnapshotContent {content}, for which {name} was to be taken, is gone")
         if found is not None and found.spec.volume_name != volume:
             raise AlreadyExists(
                 f"snapshot {name} exists, of volume {found.spec.volume_name}; give this one another name"
@@ -121,9 +134,13 @@ class VolumeService:
             spec = StorageSnapshotSpec(
                 node_name=source.spec.node_name, volume_name=volume, cluster_ref=source.spec.cluster_ref
             )
-            found = StorageSnapshot(metadata=_metadata(name), spec=spec)
+            found = StorageSnapshot(metadata=_metadata(name, content), spec=spec)
             await self._objects.create(found)
-        return await self._wait_snapshot(name, seconds)
+        try:
+            taken = await self._wait_snapshot(name, seconds)
+        except CsiError as error:
+            raise await self._unmade(found, error) from error
+        return await self._handed_out(taken)
 
     async def delete_snapshot(self, name: str, seconds: float) -> None:
         """Returns when the snapshot is gone."""
@@ -152,11 +169,39 @@ class VolumeService:
             capacity_bytes=wanted.required,
             source=wanted.source,
         )
-        await self._objects.create(StorageVolume(metadata=_metadata(wanted.name), spec=spec))
+        await self._objects.create(StorageVolume(metadata=_metadata(wanted.name, wanted.claim), spec=spec))
         found = await self._objects.get(StorageVolume, wanted.name)
         if found is None:
             raise Busy(wanted.name)
         return found
+
+    async def _check_claim(self, wanted: Wanted, found: StorageVolume | None) -> None:
+        """Ends the making of a volume for a claim that is gone; nothing is left of it."""
+        if await volume_is_wanted(self._api, wanted.name, wanted.claim):
+            return
+        if found is not None:
+            await self._objects.delete(StorageVolume, wanted.name)
+        raise NotFound(f"claim {wanted.claim}, for which volume {wanted.name} was to be made, is gone")
+
+    async def _unmade(self, found: StorageVolume | StorageSnapshot, error: CsiError) -> CsiError:
+        """The answer for what was not made now. A code that ends it leaves nothing behind."""
+        if _was_made(found) and not is_pending(found):
+            return error  # somebody has it
+        if type(error) in _TAKE_BACK:
+            await self._objects.delete(type(found), found.metadata.name)
+        elif error.code.name not in _ASKED_AGAIN:
+            return Unavailable(f"{error}; this is tried again until it succeeds")
+        return error
+
+    async def _handed_out(self, made: R) -> R:
+        """From now on somebody may store something in it."""
+        if not is_pending(made):
+            return made
+        known = {"metadata": {"annotations": {PENDING_FOR: None}}}
+        now = await self._objects.merge(type(made), made.metadata.name, known)
+        if now.metadata.deletion_timestamp:
+            raise Busy(f"deleting {made.metadata.name}")
+        return made
 
     def _check_cluster(self, wanted: Wanted) -> None:
         cluster = self._clusters.items.get(str(wanted.cluster))
@@ -275,8 +320,17 @@ def condition(conditions: Iterable[Condition], kind: str) -> Condition | None:
     return next((found for found in conditions if found.type == kind), None)
 
 
-def _metadata(name: str) -> ObjectMeta:
-    return ObjectMeta(name=name, finalizers=[FINALIZER_NODE])
+def _was_made(found: StorageVolume | StorageSnapshot) -> bool:
+    status = found.status
+    return (
+        status.ready_to_use
+        if isinstance(status, StorageSnapshotStatus)
+        else status.capacity_bytes is not None
+    )
+
+
+def _metadata(name: str, whom: str) -> ObjectMeta:
+    return ObjectMeta(name=name, finalizers=[FINALIZER_NODE], annotations={PENDING_FOR: whom})
 
 
 def _waiting(volume: StorageVolume) -> str:

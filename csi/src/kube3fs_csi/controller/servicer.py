@@ -145,7 +145,8 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         name, volume = object_name(request.name), checked_id(request.source_volume_id)
         requests.check_snapshot_parameters(dict(request.parameters))
         with self._locks.hold(f"snapshot {name}"):
-            taken = await self._service.create_snapshot(name, volume, seconds_left(context))
+            content = requests.content_of(request.parameters)
+            taken = await self._service.create_snapshot(name, volume, content, seconds_left(context))
         return csi_pb2.CreateSnapshotResponse(snapshot=snapshot_message(taken))
 
     async def DeleteSnapshot(

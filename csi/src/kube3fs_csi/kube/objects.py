@@ -95,10 +95,14 @@ class Objects:
             f"Lease {namespace}/{name}", "PATCH", path, self._manager | {"force": "true"}, body, _APPLY
         )
 
-    async def delete(self, kind: type[Resource], name: str) -> None:
-        """Has the object go, once its finalizers are gone. None there is success."""
+    async def delete(self, kind: type[Resource], name: str, version: str | None = None) -> None:
+        """Has the object go, once its finalizers are gone. None there is success.
+
+        With `version`: only if it is still that one, AlreadyExists otherwise.
+        """
+        body = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"resourceVersion": version}}
         with contextlib.suppress(NotFound):
-            await self._api.request(*_one(kind, name, "DELETE"))
+            await self._api.request(*_one(kind, name, "DELETE"), None, body if version else None)
 
     async def remove_finalizer(self, found: Resource, finalizer: str) -> None:
         """Takes `finalizer` off an object as it was read; the object may go then."""
