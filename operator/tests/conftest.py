@@ -9,7 +9,7 @@ import pytest
 
 from kube3fs_crds import StorageCluster, StorageNode, StorageSnapshot, StorageVolume
 from kube3fs_operator import render
-from kube3fs_operator.views import ClusterKey, NodeView, VolumeView, World
+from kube3fs_operator.views import ClusterKey, NodeView, VolumeView, World, handle_of
 
 Body = dict[str, Any]
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
@@ -36,6 +36,10 @@ def world_of(bodies: Iterable[Mapping[str, Any]]) -> World:
             )
             tables["volumes_by_cluster"][view.cluster].append(view)
             tables["volumes_by_node"][view.node].append(view)
+        elif kind in ("PersistentVolume", "VolumeSnapshotContent"):
+            handle = handle_of(body, render.DRIVER)
+            if handle:
+                tables["claims"][handle].append(body["metadata"]["name"])
         else:
             tables["classes"][render.key_of(body)].append(body)
     return World(**{name: dict(table) for name, table in tables.items()})
@@ -115,6 +119,8 @@ class Make:
     @staticmethod
     def volume(name: str = "pvc-1", *, node: str = "node-a", cluster: str = "demo", **more: Any) -> Body:
         metadata: Body = {"name": name, "finalizers": ["kube3fs.io/node"]}
+        if "created" in more:
+            metadata["creationTimestamp"] = more["created"]
         if more.get("deleting"):
             metadata["deletionTimestamp"] = "2026-01-01T01:00:00Z"
         return {
@@ -126,6 +132,14 @@ class Make:
                 "clusterRef": {"namespace": "team", "name": cluster},
                 "capacityBytes": more.get("size", GIB),
             },
+        }
+
+    @staticmethod
+    def persistent_volume(name: str = "pvc-1", *, driver: str = "csi.kube3fs.io") -> Body:
+        return {
+            "kind": "PersistentVolume",
+            "metadata": {"name": f"pv-{name}"},
+            "spec": {"csi": {"driver": driver, "volumeHandle": name}},
         }
 
     @staticmethod

@@ -16,8 +16,8 @@ ATTRIBUTE_HUGE = "csi.kube3fs.io/huge"
 ATTRIBUTE_PASSTHROUGH = "csi.kube3fs.io/passthrough"
 FINALIZER_NODE = "kube3fs.io/node"
 PENDING_FOR = "kube3fs.io/pending-for"
-"""Annotation of a StorageVolume or StorageSnapshot until it was first handed out: for whom it is made. That is
-the claim, NAMESPACE/NAME, or the VolumeSnapshotContent, NAME; empty if nobody said."""
+"""Annotation of a StorageVolume or StorageSnapshot until it was first handed out: for whom it is made. That
+is the claim, NAMESPACE/NAME, or the VolumeSnapshotContent, NAME; empty if nobody said."""
 RESOURCE_RDMA = "kube3fs.io/rdma"
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")

@@ -29,6 +29,12 @@ CLUSTER_BYTES = Gauge(
     ["namespace", "name", "what"],
     registry=REGISTRY,
 )
+CLUSTER_UNCLAIMED = Gauge(
+    "kube3fs_cluster_unclaimed",
+    "Volumes and snapshots, 10 minutes old, that no PersistentVolume or VolumeSnapshotContent refers to.",
+    ["namespace", "name", "what"],
+    registry=REGISTRY,
+)
 CLUSTER_NODES = Gauge(
     "kube3fs_cluster_nodes",
     "Nodes of a cluster: total, ready.",

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from kubernetes.aio.client.exceptions import ApiException
 
 from kube3fs_crds import Condition, StorageCluster, StorageClusterStatus, now
-from kube3fs_operator import gates, metrics, render
+from kube3fs_operator import claims, gates, metrics, render
 from kube3fs_operator.api import Api, is_missing, sentence
 from kube3fs_operator.health import condition
 from kube3fs_operator.placement import share
@@ -72,7 +72,7 @@ class Reconciler:
         await self._write_status(cluster, Attempt(apply_error=sentence(error) if error else ""))
         if error:
             raise error
-        return None
+        return claims.next_look(cluster, self._world, self._clock())
 
     async def _apply_classes(self, cluster: StorageCluster) -> ApiException | None:
         for body in render.classes(cluster, self._world):
@@ -113,7 +113,12 @@ class Reconciler:
         """The object is no more, perhaps because somebody took our finalizer away: its classes go too."""
         await self._delete_classes(key)
         self._written.pop(key, None)
-        for gauge in (metrics.CLUSTERS_READY, metrics.CLUSTER_BYTES, metrics.CLUSTER_NODES):
+        for gauge in (
+            metrics.CLUSTERS_READY,
+            metrics.CLUSTER_BYTES,
+            metrics.CLUSTER_NODES,
+            metrics.CLUSTER_UNCLAIMED,
+        ):
             gauge.remove_by_labels({"namespace": key.namespace, "name": key.name})
 
     async def _delete_classes(self, key: ClusterKey) -> None:
@@ -125,6 +130,10 @@ class Reconciler:
     async def _write_status(self, cluster: StorageCluster, attempt: Attempt) -> None:
         new = status(cluster, self._world, attempt, self._clock())
         _publish(ClusterKey.of(cluster), new)
+        late = claims.overdue(cluster, self._world, self._clock())
+        for what, kind in (("volumes", "StorageVolume"), ("snapshots", "StorageSnapshot")):
+            unclaimed = sum(view.kind == kind for view in late)
+            metrics.CLUSTER_UNCLAIMED.labels(*ClusterKey.of(cluster), what).set(unclaimed)
         if new == cluster.status:
             return
         self._written[ClusterKey.of(cluster)] = await self._api.apply_status(cluster, new)

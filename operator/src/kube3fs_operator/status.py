@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from kube3fs_crds import ClusterNodes, ClusterSummary, StorageCluster, StorageClusterStatus
-from kube3fs_operator import render
+from kube3fs_operator import claims, render
 from kube3fs_operator.conditions import Draft, count, settle, some, truth
 from kube3fs_operator.health import WAITING, NodeHealth, examine
 from kube3fs_operator.placement import embedded
@@ -38,7 +38,10 @@ def status(
     return StorageClusterStatus(
         observed_generation=generation,
         conditions=settle(
-            _drafts(cluster, world, attempt, nodes), cluster.status.conditions, generation, now
+            [*_drafts(cluster, world, attempt, nodes), claims.condition(cluster, world, now)],
+            cluster.status.conditions,
+            generation,
+            now,
         ),
         nodes=ClusterNodes(total=len(nodes), ready=len(serving)),
         capacity_bytes=capacity,

@@ -65,6 +65,7 @@ class VolumeView:
     capacity_bytes: int
     deleting: bool
     finalizers: tuple[str, ...]
+    created: datetime.datetime | None = None
 
     @classmethod
     def of_volume(cls, volume: StorageVolume) -> "VolumeView":
@@ -77,6 +78,7 @@ class VolumeView:
             capacity_bytes=volume.spec.capacity_bytes,
             deleting=volume.metadata.deletion_timestamp is not None,
             finalizers=tuple(volume.metadata.finalizers),
+            created=volume.metadata.creation_timestamp,
         )
 
     @classmethod
@@ -90,6 +92,7 @@ class VolumeView:
             capacity_bytes=0,
             deleting=snapshot.metadata.deletion_timestamp is not None,
             finalizers=tuple(snapshot.metadata.finalizers),
+            created=snapshot.metadata.creation_timestamp,
         )
 
 
@@ -98,6 +101,26 @@ class ClassKey(NamedTuple):
 
     kind: str
     name: str
+
+
+class Handle(NamedTuple):
+    """What a PersistentVolume or VolumeSnapshotContent of this driver refers to: kind and name of ours."""
+
+    kind: str
+    name: str
+
+
+def handle_of(body: Mapping[str, Any], driver: str) -> Handle | None:
+    """Of a PersistentVolume or VolumeSnapshotContent; None for another driver's, or before it has one."""
+    spec = body.get("spec") or {}
+    if body["kind"] == "PersistentVolume":
+        source = spec.get("csi") or {}
+        name, kind = source.get("volumeHandle"), "StorageVolume"
+    else:
+        source = spec
+        name = (spec.get("source") or {}).get("snapshotHandle")
+        name, kind = name or (body.get("status") or {}).get("snapshotHandle"), "StorageSnapshot"
+    return Handle(kind, name) if name and source.get("driver") == driver else None
 
 
 _K = TypeVar("_K")
@@ -119,6 +142,8 @@ class World:
     volumes_by_node: Index[str, VolumeView] = field(default_factory=dict)
     classes: Index[ClassKey, Mapping[str, Any]] = field(default_factory=dict)
     """StorageClasses and VolumeSnapshotClasses, as the API server returned them."""
+    claims: Index[Handle, str] = field(default_factory=dict)
+    """Names of the PersistentVolumes and VolumeSnapshotContents that refer to a volume or snapshot."""
 
     def cluster(self, key: ClusterKey) -> StorageCluster | None:
         """The cluster, or None when there is none."""

@@ -16,7 +16,7 @@ from kube3fs_crds import GROUP, VERSION, Resource, StorageCluster, StorageNode, 
 from kube3fs_operator import render
 from kube3fs_operator.queue import WorkQueue
 from kube3fs_operator.reconcile import Key, NodeKey
-from kube3fs_operator.views import ClassKey, ClusterKey, NodeView, VolumeView, World
+from kube3fs_operator.views import ClassKey, ClusterKey, Handle, NodeView, VolumeView, World, handle_of
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def registry(queue: WorkQueue[Key], started: Started) -> kopf.OperatorRegistry:
                 volumes_by_cluster=indices["by_cluster"],
                 volumes_by_node=indices["by_node"],
                 classes=indices["classes"],
+                claims=indices["claims"],
             )
         )
 
@@ -94,6 +95,10 @@ def _index(handlers: kopf.OperatorRegistry) -> None:
         slim = {k: v for k, v in body["metadata"].items() if k in ("name", "uid", "labels")}
         return {render.key_of(body): {**body, "metadata": slim}}
 
+    def claims(body: Body, **_: Any) -> dict[Handle, str]:
+        handle = handle_of(body, render.DRIVER)
+        return {handle: body["metadata"]["name"]} if handle else {}
+
     ours: list[tuple[str, Callable[..., Any]]] = [
         ("storageclusters", clusters),
         ("storagenodes", storage_nodes),
@@ -105,6 +110,10 @@ def _index(handlers: kopf.OperatorRegistry) -> None:
     for plural, function in ours:
         kopf.index(GROUP, VERSION, plural, registry=handlers, id=function.__name__)(function)
     kopf.index("", "v1", "nodes", registry=handlers, id="nodes")(nodes)
+    kopf.index("", "v1", "persistentvolumes", registry=handlers, id="claims")(claims)
+    kopf.index("snapshot.storage.k8s.io", "v1", "volumesnapshotcontents", registry=handlers, id="claims")(
+        claims
+    )
     kopf.index("storage.k8s.io", "v1", "storageclasses", registry=handlers, id="classes")(classes)
     kopf.index("snapshot.storage.k8s.io", "v1", "volumesnapshotclasses", registry=handlers, id="classes")(
         classes
@@ -127,6 +136,7 @@ def _view(body: Body) -> Iterator[VolumeView]:
 
 def _events(handlers: kopf.OperatorRegistry, queue: WorkQueue[Key]) -> None:
     known: dict[str, NodeView] = {}
+    claimed: dict[tuple[str, str], Handle] = {}
 
     def everything(clusters: Iterable[ClusterKey], nodes: Iterable[str]) -> None:
         for cluster in clusters:
@@ -160,6 +170,17 @@ def _events(handlers: kopf.OperatorRegistry, queue: WorkQueue[Key]) -> None:
             known[view.name] = view
         everything(indices["clusters"], [view.name])
 
+    async def on_claim(body: Body, event: kopf.RawEvent, **indices: Any) -> None:
+        key, handle = (body["kind"], body["metadata"]["name"]), handle_of(body, render.DRIVER)
+        gone = event["type"] == "DELETED"
+        if handle is None or (not gone and claimed.get(key) == handle):
+            return
+        if gone:
+            claimed.pop(key, None)
+        else:
+            claimed[key] = handle
+        everything(indices["clusters"], [])
+
     ours: list[tuple[str, Callable[..., Any]]] = [
         ("storageclusters", on_cluster),
         ("storagenodes", on_storage_node),
@@ -169,6 +190,10 @@ def _events(handlers: kopf.OperatorRegistry, queue: WorkQueue[Key]) -> None:
     for plural, function in ours:
         kopf.on.event(GROUP, VERSION, plural, registry=handlers, id=function.__name__)(function)
     kopf.on.event("", "v1", "nodes", registry=handlers, id="on_node")(on_node)
+    kopf.on.event("", "v1", "persistentvolumes", registry=handlers, id="on_claim")(on_claim)
+    kopf.on.event(
+        "snapshot.storage.k8s.io", "v1", "volumesnapshotcontents", registry=handlers, id="on_claim"
+    )(on_claim)
     kopf.on.event("storage.k8s.io", "v1", "storageclasses", registry=handlers, id="on_class")(on_class)
     kopf.on.event("snapshot.storage.k8s.io", "v1", "volumesnapshotclasses", registry=handlers, id="on_class")(
         on_class
@@ -183,7 +208,7 @@ def settings() -> kopf.OperatorSettings:
     # Not ours: kopf takes this finalizer off every object that no handler of its own needs it on.
     chosen.persistence.finalizer = "kube3fs.io/kopf"
     chosen.watching.server_timeout = 600
-    # A live watch brings a bookmark every minute: without a word for longer its connection has died unnoticed.
+    # A live watch brings a bookmark every minute: without one for longer its connection has died unnoticed.
     chosen.watching.inactivity_timeout = QUIET_SECONDS
     chosen.watching.connect_timeout = REQUEST_SECONDS
     chosen.networking.request_timeout = REQUEST_SECONDS

@@ -45,9 +45,9 @@ _POLL_SECONDS = 0.1
 _TAKE_BACK = {Exhausted, OutOfRange, NotFound, InvalidArgument}
 """Errors of a new volume or snapshot after which it is taken back, so that another node may be tried."""
 _ASKED_AGAIN = {"CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED"}
-"""After these codes the sidecars ask again until it is done, and then delete what nobody wants any more. After
-any other they may forget it, and delete nothing (isFinalError of external-provisioner, isCSIFinalError of
-external-snapshotter)."""
+"""After these codes the sidecars ask again until it is done, and then delete what nobody wants any more.
+After any other they may forget it, and delete nothing (isFinalError of external-provisioner, isCSIFinalError
+of external-snapshotter)."""
 
 
 class VolumeService:

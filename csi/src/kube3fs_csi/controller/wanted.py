@@ -75,7 +75,7 @@ class Sweeper:
         for snapshot in list(self._snapshots.items.values()):
             await self._judge(snapshot)
 
-    async def _judge(self, found: StorageVolume | StorageSnapshot) -> None:
+    async def _judge(self, found: R) -> None:
         if not is_pending(found) or found.metadata.deletion_timestamp:
             return
         name, whom = found.metadata.name, found.metadata.annotations[PENDING_FOR]
