@@ -8,7 +8,7 @@ use crate::control::error::Refusal;
 use crate::control::message::{Hello, Kernel, Listed, OPS, PROTOCOL, Stats};
 use crate::fs::locks::LockTable;
 use crate::fs::{FdCache, Space};
-use crate::fuse::Pool;
+use crate::fuse::{Notifier, Pool};
 use crate::metrics::Sample;
 use crate::ring::Engine;
 use crate::session::{Session, SessionConfig, SessionFds, Shared};
@@ -70,6 +70,7 @@ impl Daemon {
             fds: FdCache::new(cached as usize),
             pool: Arc::new(pool),
             engine,
+            notifier: Notifier::default(),
         };
         let daemon = Arc::new(Daemon {
             state_dir,

@@ -5,7 +5,7 @@ use crate::clients::ClientWatch;
 use crate::control::Keeper;
 use crate::fs::locks::LockTable;
 use crate::fs::{FdCache, Fs, Keeping, Space};
-use crate::fuse::{Channel, Pool, asked};
+use crate::fuse::{Channel, Notifier, Pool, asked};
 use crate::metrics::SessionMetrics;
 use crate::ring::{Engine, RingsConfig, SessionRings};
 use crate::state::SessionState;
@@ -116,6 +116,8 @@ pub struct Shared {
     pub pool: Arc<Pool>,
     /// The ring workers.
     pub engine: Arc<Engine>,
+    /// Who tells the kernel what to forget.
+    pub notifier: Notifier,
 }
 
 impl Session {
@@ -129,8 +131,8 @@ impl Session {
         number: u32,
         mut kept: Option<HashMap<String, OwnedFd>>,
     ) -> Result<(Session, usize)> {
-        let channel =
-            Arc::new(Channel::new(fds.fuse, asked(config.passthrough, config.idmap), &state.header())?);
+        let asked = asked(config.passthrough, config.idmap);
+        let channel = Arc::new(Channel::new(fds.fuse, asked, &state.header(), &shared.notifier)?);
         let metrics = Arc::new(SessionMetrics::default());
         let keeping = Keeping::new(shared.keeper.clone(), config.name.clone(), kept.as_mut());
         let (read_only, cache) = (config.read_only, shared.fds.clone());

@@ -28,7 +28,7 @@ pub use kept::Keeping;
 pub use space::Space;
 pub use types::{DirEntry, Opened, SetAttr, SetTime, Statfs, Statx};
 
-use crate::fuse::Channel;
+use crate::fuse::{Channel, Note};
 use crate::state::SessionState;
 use crate::types::{Errno, Ino, NodeId, Owner, Result};
 use std::os::fd::OwnedFd;
@@ -109,12 +109,20 @@ impl Fs {
         }
     }
 
-    /// Makes the kernel ask again for attributes of `node`, and for data where it has pages of its own, now: before the
-    /// answer of the FSYNC ioctl. No lock is held: the kernel may wait here for a page that another thread reads.
+    /// Makes the kernel ask again for attributes of `node`, and for data where it has pages of its own, now. The kernel may
+    /// wait here for a page that another thread reads.
     pub fn invalidate(&self, node: NodeId) {
-        let offset = if self.opens.has_passthrough(node) { -1 } else { 0 };
-        if let Err(error) = self.channel.invalidate_inode(node, offset, 0) {
+        let told = match self.opens.has_passthrough(node) {
+            true => self.channel.forget_attributes(node),
+            false => self.channel.forget_pages(node),
+        };
+        if let Err(error) = told {
             tracing::warn!(node = node.0, %error, "the kernel was not told of a change by a ring");
         }
+    }
+
+    /// What the kernel is to forget of `node` when its contents changed.
+    pub fn stale(&self, node: NodeId) -> Note {
+        if self.opens.has_passthrough(node) { Note::Attributes(node) } else { Note::Pages(node) }
     }
 }

@@ -247,6 +247,8 @@ pub mod notify {
     pub const INVAL_INODE: i32 = 2;
     pub const INVAL_ENTRY: i32 = 3;
     pub const RESEND: i32 = 7;
+    /// In the flags of [`INVAL_ENTRY`]: only its validity ends.
+    pub const EXPIRE_ONLY: u32 = 1;
 }
 
 /// `OpenOut.open_flags`.

@@ -3,20 +3,23 @@
 use super::abi::{self, NotifyInvalEntryOut, NotifyInvalInodeOut, OutHeader, init, notify};
 use super::buffer::ReplyBuffer;
 use super::lock_calls::LockCalls;
+use super::notify::{Note, Notes, Notifier};
 use crate::state::records::HeaderRec;
 use crate::sys::fuse_dev;
 use crate::types::{Errno, NodeId, Result};
 use rustix::fs::OFlags;
-use std::ffi::CStr;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use zerocopy::IntoBytes;
 
 /// The `/dev/fuse` fd of one session.
 pub struct Channel {
     /// The fd itself; the peer that mounted holds a duplicate.
-    pub fd: OwnedFd,
+    pub fd: Arc<OwnedFd>,
+    /// What the kernel is to forget: told without waiting.
+    pub notes: Notes,
     /// Flags that the session wants beyond what all do ([`super::init::asked`]).
     asked: u64,
     /// Flags agreed at `INIT`, 0 before.
@@ -28,11 +31,13 @@ pub struct Channel {
 impl Channel {
     /// The channel over a mounted `/dev/fuse`, which it makes non-blocking. `header` tells what was agreed with the
     /// kernel by an earlier process.
-    pub fn new(fd: OwnedFd, asked: u64, header: &HeaderRec) -> Result<Channel> {
+    pub fn new(fd: OwnedFd, asked: u64, header: &HeaderRec, notifier: &Notifier) -> Result<Channel> {
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
         let agreed = if header.init_done == 1 { header.fuse_flags } else { 0 };
-        Ok(Channel { fd, asked, agreed: AtomicU64::new(agreed), lock_calls: LockCalls::default() })
+        let fd = Arc::new(fd);
+        let notes = Notes::new(Teller(fd.clone()), notifier);
+        Ok(Channel { fd, notes, asked, agreed: AtomicU64::new(agreed), lock_calls: LockCalls::default() })
     }
 
     /// Flags agreed at `INIT`; 0 before it.
@@ -71,28 +76,20 @@ impl Channel {
         answered(rustix::io::write(&self.fd, header.as_bytes()))
     }
 
-    /// Makes the kernel forget attributes of `node`, and its cached pages of `len` bytes from `offset`: `offset < 0` for
-    /// attributes only, `len` 0 for all to the end (`FUSE_NOTIFY_INVAL_INODE`). A node that the kernel does not know is
-    /// no error.
-    ///
-    /// With `offset >= 0` it waits for reads of those pages that are under way: never while answering one.
-    pub fn invalidate_inode(&self, node: NodeId, offset: i64, len: i64) -> Result<()> {
-        let body = NotifyInvalInodeOut { ino: node.0, off: offset, len };
-        self.notify(notify::INVAL_INODE, &[body.as_bytes()])
+    /// Makes the kernel forget attributes of `node`, here and now: it waits for nothing.
+    pub fn forget_attributes(&self, node: NodeId) -> Result<()> {
+        Teller(self.fd.clone()).inode(node, -1)
     }
 
-    /// Makes the kernel forget the name `name` in `parent` (`FUSE_NOTIFY_INVAL_ENTRY`).
-    ///
-    /// It waits for the directory's lock: never while answering a request that changes or reads that directory.
-    pub fn invalidate_entry(&self, parent: NodeId, name: &CStr) -> Result<()> {
-        let namelen = name.count_bytes() as u32;
-        let body = NotifyInvalEntryOut { parent: parent.0, namelen, flags: 0 };
-        self.notify(notify::INVAL_ENTRY, &[body.as_bytes(), name.to_bytes_with_nul()])
+    /// The same with its cached pages: it waits for reads of those that are under way, so never while answering one, nor
+    /// on a thread that others need.
+    pub fn forget_pages(&self, node: NodeId) -> Result<()> {
+        Teller(self.fd.clone()).inode(node, 0)
     }
 
     /// Asks for every request again that was read and not answered (`FUSE_NOTIFY_RESEND`).
     pub(super) fn resend(&self) -> Result<()> {
-        self.notify(notify::RESEND, &[])
+        notify(&self.fd, notify::RESEND, &[])
     }
 
     /// Makes `file` a backing file for passthrough; its id. All opens of an inode must use one id.
@@ -104,16 +101,47 @@ impl Channel {
     pub fn backing_close(&self, id: u32) -> Result<()> {
         fuse_dev::backing_close(self.fd.as_fd(), id)
     }
+}
 
-    fn notify(&self, code: i32, body: &[&[u8]]) -> Result<()> {
-        let len = size_of::<OutHeader>() + body.iter().map(|part| part.len()).sum::<usize>();
-        let header = OutHeader { len: len as u32, error: code, unique: 0 };
-        let mut parts = vec![IoSlice::new(header.as_bytes())];
-        parts.extend(body.iter().map(|part| IoSlice::new(part)));
-        match rustix::io::writev(&self.fd, &parts) {
-            Ok(_) | Err(Errno::NOENT) => Ok(()),
-            Err(e) => Err(e),
+/// Writes notifications, which may wait for locks of the kernel.
+pub(super) struct Teller(Arc<OwnedFd>);
+
+impl Teller {
+    /// An error says that the mount is gone, or that the kernel knows no such node: there is nothing to forget then.
+    pub(super) fn tell(&self, note: &Note) {
+        let told = match note {
+            Note::Forget(parent, name) => self.name(*parent, name.to_bytes_with_nul(), 0),
+            Note::LookAgain(parent, name) => {
+                self.name(*parent, name.to_bytes_with_nul(), notify::EXPIRE_ONLY)
+            }
+            Note::Attributes(node) => self.inode(*node, -1),
+            Note::Pages(node) => self.inode(*node, 0),
+        };
+        if let Err(errno) = told {
+            tracing::debug!(%errno, ?note, "the kernel was not told");
         }
+    }
+
+    fn name(&self, parent: NodeId, name: &[u8], flags: u32) -> Result<()> {
+        let body = NotifyInvalEntryOut { parent: parent.0, namelen: name.len() as u32 - 1, flags };
+        notify(&self.0, notify::INVAL_ENTRY, &[body.as_bytes(), name])
+    }
+
+    /// Attributes, and from `offset` on all pages; below 0 no pages.
+    fn inode(&self, node: NodeId, offset: i64) -> Result<()> {
+        let body = NotifyInvalInodeOut { ino: node.0, off: offset, len: 0 };
+        notify(&self.0, notify::INVAL_INODE, &[body.as_bytes()])
+    }
+}
+
+fn notify(fd: &OwnedFd, code: i32, body: &[&[u8]]) -> Result<()> {
+    let len = size_of::<OutHeader>() + body.iter().map(|part| part.len()).sum::<usize>();
+    let header = OutHeader { len: len as u32, error: code, unique: 0 };
+    let mut parts = vec![IoSlice::new(header.as_bytes())];
+    parts.extend(body.iter().map(|part| IoSlice::new(part)));
+    match rustix::io::writev(fd, &parts) {
+        Ok(_) | Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(e),
     }
 }
 
@@ -135,7 +163,7 @@ mod tests {
     fn pair() -> (Channel, OwnedFd) {
         let (ours, kernel) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-        (Channel::new(ours, init::PASSTHROUGH, &HeaderRec::default()).unwrap(), kernel)
+        (Channel::new(ours, init::PASSTHROUGH, &HeaderRec::default(), &Notifier::default()).unwrap(), kernel)
     }
 
     fn sent(kernel: &OwnedFd) -> Vec<u8> {
@@ -148,9 +176,12 @@ mod tests {
     #[test]
     fn an_invalidated_name_goes_out_with_its_terminator() {
         let (channel, kernel) = pair();
-        channel.invalidate_entry(NodeId(5), c"name").unwrap();
+        channel.notes.push(Note::forget(NodeId(5), c"name"));
         let header = OutHeader { len: 37, error: notify::INVAL_ENTRY, unique: 0 };
         let body = NotifyInvalEntryOut { parent: 5, namelen: 4, flags: 0 };
+        assert_eq!(sent(&kernel), [header.as_bytes(), body.as_bytes(), b"name\0"].concat());
+        channel.notes.push(Note::look_again(NodeId(5), c"name"));
+        let body = NotifyInvalEntryOut { flags: 1, ..body };
         assert_eq!(sent(&kernel), [header.as_bytes(), body.as_bytes(), b"name\0"].concat());
     }
 

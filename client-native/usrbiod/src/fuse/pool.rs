@@ -495,6 +495,7 @@ mod tests {
             fds: FdCache::new(10),
             pool: pool.clone(),
             engine: Engine::start(1).unwrap(),
+            notifier: Default::default(),
         };
         let fds = SessionFds { fuse, backing, shm: None };
         let state = Arc::new(SessionState::anonymous().unwrap());

@@ -2,7 +2,6 @@
 
 use super::as_caller::as_caller;
 use super::paths::open_parent;
-use super::tell::tell;
 use super::{Ioctl, Virt};
 use crate::sys::path::proc_path;
 use crate::types::{Caller, Errno, Ino, NodeId, Result};
@@ -90,8 +89,8 @@ impl Virt {
     }
 
     fn forget_inode(&self, node: NodeId) {
-        let fs = self.parts.fs.clone();
-        tell(move || fs.invalidate(node));
+        let notes = &self.parts.channel.notes;
+        notes.settle(notes.push(self.parts.fs.stale(node)));
     }
 
     /// Links the file of the fd to another name.

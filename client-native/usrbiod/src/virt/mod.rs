@@ -12,7 +12,6 @@ mod nodes;
 mod orders;
 mod paths;
 mod remove_tree;
-mod tell;
 mod tree;
 
 pub use conf::UserConf;

@@ -3,8 +3,8 @@
 use super::as_caller::as_caller;
 use super::paths::{command_line, open_parent};
 use super::remove_tree::remove_tree;
-use super::tell::{tell, tell_later};
 use super::{TREE_NAME, Virt, nodes::Virtual};
+use crate::fuse::Note;
 use crate::types::{Caller, Entry, Errno, Ino, NodeId, Result};
 use rustix::fs::{AtFlags, RenameFlags};
 use std::ffi::{CStr, CString, OsStr};
@@ -116,12 +116,12 @@ impl Virt {
             Ok((old_dir, old_name))
         })?;
         if let Some(node) = self.node_of(&old_dir) {
-            let channel = self.parts.channel.clone();
-            let notify = move || {
-                let _ = channel.invalidate_entry(node, &old_name);
-            };
+            let notes = &self.parts.channel.notes;
+            let ticket = notes.push(Note::Forget(node, old_name));
             // The kernel holds the lock of the directory in which the link is made.
-            if node == parent { tell_later(notify) } else { tell(notify) }
+            if node != parent {
+                notes.settle(ticket);
+            }
         }
         Ok(self.order(target.count_bytes(), caller))
     }
@@ -145,13 +145,8 @@ impl Virt {
 
     /// Makes the kernel forget names, and what it knows below them.
     pub(super) fn forget_names(&self, names: Vec<(NodeId, CString)>) {
-        let channel = self.parts.channel.clone();
-        tell(move || {
-            for (parent, name) in names {
-                // It may have forgotten already, or be gone.
-                let _ = channel.invalidate_entry(parent, &name);
-            }
-        });
+        let notes = &self.parts.channel.notes;
+        notes.settle(notes.push_all(names.into_iter().map(|(parent, name)| Note::Forget(parent, name))));
     }
 }
 

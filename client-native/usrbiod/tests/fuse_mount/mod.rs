@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use tempfile::TempDir;
 use usrbiod::fs::{FdCache, Space};
-use usrbiod::fuse::Pool;
+use usrbiod::fuse::{Notifier, Pool};
 use usrbiod::ring::Engine;
 use usrbiod::session::{Limits, Session, SessionConfig, SessionFds, Shared};
 use usrbiod::state::SessionState;
@@ -105,6 +105,7 @@ pub fn shared(on_unmounted: impl Fn(Arc<Session>) + Send + Sync + 'static) -> Sh
         fds: FdCache::new(1000),
         pool: Arc::new(Pool::new(on_unmounted).unwrap()),
         engine: Engine::start(1).unwrap(),
+        notifier: Notifier::default(),
     }
 }
 

@@ -8,7 +8,7 @@ mod rings;
 mod takeover;
 
 use super::{FdCache, Fs, Keeping, Opened};
-use crate::fuse::Channel;
+use crate::fuse::{Channel, Notifier};
 use crate::state::SessionState;
 use crate::state::records::HeaderRec;
 use crate::types::{Caller, Entry, NodeId};
@@ -82,7 +82,7 @@ fn serve(
     read_only: bool,
 ) -> (Fs, OwnedFd) {
     let (notes, kernel) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
-    let channel = Arc::new(Channel::new(kernel, 0, &HeaderRec::default()).unwrap());
+    let channel = Arc::new(Channel::new(kernel, 0, &HeaderRec::default(), &Notifier::default()).unwrap());
     let backing = File::open(dir.path()).unwrap().into();
     let keeping = Keeping::default();
     (Fs::new(channel, state.clone(), backing, read_only, fds.clone(), keeping).unwrap(), notes)
