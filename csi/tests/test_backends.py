@@ -248,10 +248,10 @@ def test_project_ids_are_those_the_kernel_takes(name: str, other: str) -> None:
 
 def test_the_use_of_a_subvolume_is_read_from_its_own_line() -> None:
     """The table lists ancestors as well; one without the subvolume says how to turn quotas on."""
-    shown = "qgroupid rfer excl\n-------- ---- ----\n0/5 16384 16384\n0/257 4096 0\n"
-    assert btrfs.parse_referenced(shown, 257) == 4096
+    shown = "qgroupid rfer excl\n-------- ---- ----\n0/5 16384 16384\n0/257 4096 1024\n"
+    assert btrfs.parse_qgroup(shown, 257) == (4096, 1024)
     with pytest.raises(Exception, match="btrfs quota enable"):
-        btrfs.parse_referenced(shown, 258)
+        btrfs.parse_qgroup(shown, 258)
 
 
 def test_a_root_that_the_plugin_does_not_see_is_explained(tmp_path: Path) -> None:

@@ -225,6 +225,14 @@ def test_placement(allowed: list[str], wanted: str) -> None:
     assert placement.choose(nodes, FAST, 4, allowed) == wanted
 
 
+def test_room_is_what_is_free_less_what_is_promised() -> None:
+    """Of every cluster on that file system, as its node counts it; an older node plugin does not count."""
+    share = node("a", 100, 10).status.clusters[0]
+    assert placement.room(share) == 90
+    assert placement.room(share.model_copy(update={"reserved_bytes": 70})) == 20
+    assert placement.room(share.model_copy(update={"reserved_bytes": 700})) == 0
+
+
 @pytest.mark.parametrize(
     ("nodes", "allowed", "sentence"),
     [

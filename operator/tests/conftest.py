@@ -51,6 +51,8 @@ class Make:
     @staticmethod
     def cluster(name: str = "demo", *, path: str = "", created: int = 0, **more: Any) -> Body:
         embedded: Body = {"path": path or f"/var/lib/kube3fs/{name}"}
+        if "provisioning" in more:
+            embedded["provisioning"] = more.pop("provisioning")
         if "selector" in more:
             embedded["nodeSelector"] = more.pop("selector")
         metadata: Body = {
@@ -92,6 +94,7 @@ class Make:
             "features": {"quota": True, "reflink": True, "snapshot": True},
             "capacityBytes": 100 * GIB,
             "availableBytes": more.get("available", 40 * GIB),
+            **({"reservedBytes": more["reserved"]} if "reserved" in more else {}),
         }
         return {
             "apiVersion": "kube3fs.io/v1alpha1",

@@ -81,6 +81,9 @@ class EmbeddedEngine(ApiModel):
         ),
     ] = Field(default_factory=dict)
     """Labels that a node must have, all of them. Empty: every node that runs the node plugin."""
+    provisioning: Literal["Thick", "Thin"] = "Thick"
+    """Thick: volumes are promised only what the file system has, whoever else has folders on it. Thin: they
+    may be promised the same room more than once, and writes fail when it is used up."""
 
 
 class Engine(ApiModel):
@@ -171,7 +174,7 @@ class ClusterSummary(ApiModel):
     capacity: Word
     """Size of the file systems below, for example 1.8Ti."""
     available: Word
-    """Free space of those file systems."""
+    """What new volumes may have: free space that is not promised yet."""
     allocated: Word
     """Sum of the sizes of all volumes."""
 
@@ -184,6 +187,8 @@ class StorageClusterStatus(Status):
     """Size of the file systems below, over all ready nodes."""
     available_bytes: Bytes | None = None
     """Free space of those file systems."""
+    unreserved_bytes: Bytes | None = None
+    """What new volumes may have in all: free space that is not promised to volumes yet."""
     allocated_bytes: Bytes | None = None
     """Sum of the sizes of all volumes."""
     scratch_bytes: Bytes | None = None

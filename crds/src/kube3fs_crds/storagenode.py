@@ -49,6 +49,8 @@ class NodeCluster(ApiModel):
     name: Annotated[str, Field(min_length=1, max_length=63)]
     path: Annotated[HostPath, Field(json_schema_extra=rules(*HOST_PATH_RULES))]
     """The folder that holds the cluster's volumes on this node."""
+    provisioning: Literal["Thick", "Thin"] | None = None
+    """Whether the cluster may promise the same room more than once. Absent: Thick."""
     scratch: ScratchPolicy | None = None
     """The cluster's rules for inline scratch volumes. Absent: none may be made."""
 
@@ -117,6 +119,11 @@ class NodeClusterStatus(ApiModel):
     """Free space of that file system."""
     allocated_bytes: Bytes | None = None
     """Sum of the sizes of the cluster's volumes here."""
+    file_system: Word | None = None
+    """Tells that file system from others of this node: several clusters may be on one."""
+    reserved_bytes: Bytes | None = None
+    """Free bytes of that file system that a new volume may not have: volumes, of whatever cluster, were
+    promised them and do not use them yet."""
     volumes: Count | None = None
     """The cluster's volumes here."""
     scratch_bytes: Bytes | None = None

@@ -75,7 +75,13 @@ def share(node: str, world: World) -> Share:
             continue
         taken[path] = key
         wanted.append(
-            NodeCluster(namespace=key.namespace, name=key.name, path=path, scratch=cluster.spec.scratch)
+            NodeCluster(
+                namespace=key.namespace,
+                name=key.name,
+                path=path,
+                provisioning="Thin" if embedded(cluster).provisioning == "Thin" else None,
+                scratch=cluster.spec.scratch,
+            )
         )
     return Share(sorted(wanted, key=lambda entry: (entry.namespace, entry.name)), refused)
 

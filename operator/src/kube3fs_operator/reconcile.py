@@ -186,6 +186,7 @@ def _publish(key: ClusterKey, seen: StorageClusterStatus) -> None:
     for what, number in (
         ("capacity", seen.capacity_bytes),
         ("available", seen.available_bytes),
+        ("unreserved", seen.unreserved_bytes),
         ("allocated", seen.allocated_bytes),
     ):
         metrics.CLUSTER_BYTES.labels(*key, what).set(number or 0)

@@ -4,7 +4,7 @@ import datetime
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from kube3fs_crds import ClusterNodes, ClusterSummary, StorageCluster, StorageClusterStatus
+from kube3fs_crds import ClusterNodes, ClusterSummary, NodeClusterStatus, StorageCluster, StorageClusterStatus
 from kube3fs_operator import claims, render
 from kube3fs_operator.conditions import Draft, count, settle, some, truth
 from kube3fs_operator.health import WAITING, NodeHealth, examine
@@ -33,6 +33,7 @@ def status(
     serving = [node for node in nodes if node.ready]
     capacity = sum(node.figures.capacity_bytes or 0 for node in serving if node.figures)
     available = _coarse(sum(node.figures.available_bytes or 0 for node in serving if node.figures), capacity)
+    unreserved = _coarse(sum(room(node.figures) for node in serving if node.figures), capacity)
     allocated = sum(view.capacity_bytes for view in held)
     generation = cluster.metadata.generation or 0
     return StorageClusterStatus(
@@ -46,6 +47,7 @@ def status(
         nodes=ClusterNodes(total=len(nodes), ready=len(serving)),
         capacity_bytes=capacity,
         available_bytes=available,
+        unreserved_bytes=unreserved,
         allocated_bytes=allocated,
         volumes=sum(view.kind == "StorageVolume" for view in held),
         snapshots=sum(view.kind == "StorageSnapshot" for view in held),
@@ -53,7 +55,7 @@ def status(
         summary=ClusterSummary(
             nodes=f"{len(serving)}/{len(nodes)}",
             capacity=human(capacity),
-            available=human(available),
+            available=human(unreserved),
             allocated=human(allocated),
         ),
     )
@@ -71,7 +73,7 @@ def _drafts(cluster: StorageCluster, world: World, attempt: Attempt, nodes: list
         stalled = _stalled(nodes_ready, classes)
         ready = _ready(nodes, classes, stalled)
         reconciling = _reconciling(ready, stalled, nodes)
-    return [ready, reconciling, stalled, nodes_ready, capacity, classes]
+    return [ready, reconciling, stalled, nodes_ready, capacity, _overcommitted(cluster, nodes), classes]
 
 
 def _ready(nodes: list[NodeHealth], classes: Draft, stalled: Draft) -> Draft:
@@ -157,6 +159,34 @@ def _capacity_available(nodes: list[NodeHealth]) -> Draft:
         "NodesFull",
         f"{some(texts)}: delete data or snapshots there, grow the file system, or choose more nodes",
     )
+
+
+def _overcommitted(cluster: StorageCluster, nodes: list[NodeHealth]) -> Draft:
+    over = [
+        f"node {node.name}: {human(seen.reserved_bytes or 0)} are promised to volumes that have not used "
+        f"them yet, {human(seen.available_bytes or 0)} are free"
+        for node in nodes
+        if (seen := node.figures) and (seen.reserved_bytes or 0) > (seen.available_bytes or 0)
+    ]
+    if embedded(cluster).provisioning == "Thin":
+        message = "spec.engine.embedded.provisioning is Thin: writes fail when the file system is full"
+        return Draft("Overcommitted", truth(bool(over)), "Thin", "; ".join([message, *over[:5]]))
+    if not over:
+        return Draft("Overcommitted", "False", "PromisesCovered", "")
+    return Draft(
+        "Overcommitted",
+        "True",
+        "PromisesExceedSpace",
+        f"{some(over)}: no new volume is made there, and writes to those that there are may fail; delete "
+        "data, volumes or snapshots of any cluster on that file system, or grow it",
+    )
+
+
+def room(seen: NodeClusterStatus) -> int:
+    """Bytes that new volumes may have there."""
+    if seen.reserved_bytes is not None:
+        return max(0, (seen.available_bytes or 0) - seen.reserved_bytes)
+    return seen.available_bytes or 0  # a node plugin that does not count promises
 
 
 def _classes_ready(cluster: StorageCluster, world: World, attempt: Attempt, nodes: list[NodeHealth]) -> Draft:

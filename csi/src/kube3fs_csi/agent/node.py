@@ -97,9 +97,13 @@ class NodeAgent:
             return
         wanted = {f"{one.namespace}/{one.name}": Path(one.path) for one in node.spec.clusters}
         loop = asyncio.get_running_loop()
+        thin = {f"{one.namespace}/{one.name}": one.provisioning == "Thin" for one in node.spec.clusters}
         before = usable(self._clusters)
         await loop.run_in_executor(self._executor, self._clusters.set, wanted)
         served = await loop.run_in_executor(self._executor, cluster_statuses, self._clusters.all())
+        for name, served_here in self._clusters.all().items():
+            if served_here.backend is not None:
+                served_here.backend.thin = thin.get(name, False)
         if usable(self._clusters) != before:
             await self._changed()
         reached = node_status(node, served, self._daemon(), self._rdma(), now())
@@ -147,6 +151,8 @@ def _cluster_status(cluster: str, served: Served) -> NodeClusterStatus:
             "capacity_bytes": space.capacity,
             "available_bytes": space.available,
             "allocated_bytes": space.allocated,
+            "file_system": backend.file_system.device,
+            "reserved_bytes": space.reserved,
             "volumes": space.volumes,
         }
     )
@@ -196,7 +202,12 @@ def is_same(one: StorageNodeStatus, other: StorageNodeStatus) -> bool:
 
 def _coarse(status: StorageNodeStatus) -> StorageNodeStatus:
     clusters = [
-        cluster.model_copy(update={"available_bytes": (cluster.available_bytes or 0) // _SAME_SPACE})
+        cluster.model_copy(
+            update={
+                "available_bytes": (cluster.available_bytes or 0) // _SAME_SPACE,
+                "reserved_bytes": (cluster.reserved_bytes or 0) // _SAME_SPACE,
+            }
+        )
         for cluster in status.clusters
     ]
     return status.model_copy(update={"clusters": clusters})

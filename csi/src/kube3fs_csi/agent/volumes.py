@@ -1,6 +1,7 @@
 """Carries out the StorageVolumes and StorageSnapshots of this node: make, grow, copy, delete."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -60,6 +61,13 @@ class VolumeAgent:
         """Whether the volume is to be deleted as soon as no pod has it."""
         volume = self._volumes.items.get(name)
         return volume is not None and volume.metadata.deletion_timestamp is not None
+
+    def was_used(self, name: str) -> None:
+        """Says that a pod had the volume: what it uses is to be looked at again."""
+        volume = self._volumes.items.get(name)
+        if volume is not None:
+            with contextlib.suppress(CsiError):
+                self._clusters.backend(str(volume.spec.cluster_ref)).measure_soon(name)
 
     async def volume(self, name: str) -> None:
         """Makes the volume what its spec says."""

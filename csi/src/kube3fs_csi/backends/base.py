@@ -8,8 +8,9 @@ A data root is laid out as
                           is locked (flock(2)) meanwhile: during an upgrade two plugins work here
     ROOT/trash/ID.NNNN    something that was deleted; emptied in the background
 
-so that a step that was cut off is either seen as done or started anew. The size of a volume and the time of a
-snapshot are extended attributes of its directory, in the namespace that only the node's root can see.
+so that a step that was cut off is either seen as done or started anew. The size of a volume, what it was seen
+to use, and the time of a snapshot are extended attributes of its directory, in the namespace that only the
+node's root can see.
 
 All methods block; callers run them in a thread. None may be called twice at once for the same id.
 """
@@ -27,6 +28,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from kube3fs_csi.backends.room import file_system
+from kube3fs_csi.node import mounts
 from kube3fs_csi.serving.errors import (
     AlreadyExists,
     Busy,
@@ -45,6 +48,10 @@ Progress = Callable[[int, int], None]
 
 _CAPACITY = "trusted.kube3fs.capacity"
 _CREATED = "trusted.kube3fs.created"
+_USED = "trusted.kube3fs.used"
+"""Bytes that are the volume's alone, as they were last measured: so much of its promise is kept."""
+_USED_STEP = 16 << 20
+"""A change by less is not worth a write."""
 
 
 class Source(NamedTuple):
@@ -73,20 +80,26 @@ class Usage(NamedTuple):
     used: int
     inodes_total: int
     inodes: int
+    owned: int
+    """Of the bytes used, those that no copy or snapshot shares, as far as that is known."""
 
 
 class Space(NamedTuple):
-    """Bytes of a data root: all, what the file system has left, and what volumes were promised."""
+    """Bytes of a data root: all, what the file system has left, and what volumes were promised.
+
+    `reserved` is what volumes of every data root on the file system were promised and do not use yet.
+    """
 
     capacity: int
     available: int
     allocated: int
     volumes: int
+    reserved: int
 
     @property
     def unpromised(self) -> int:
-        """What a new volume may be promised: promises are never larger than the file system."""
-        return max(0, min(self.capacity - self.allocated, self.available))
+        """What a new volume may be promised."""
+        return max(0, self.available - self.reserved)
 
 
 class Snapshot(NamedTuple):
@@ -104,7 +117,15 @@ class Backend(ABC):
     def __init__(self, root: Path, features: Features) -> None:
         self.root = root
         self.features = features
+        self.thin = False
+        """Volumes may be promised room that others were promised, too."""
+        self.file_system = file_system(mounts.mount_of(root).device)
+        self.file_system.add(root, self)
         self._last_used: dict[str, int] = {}
+        self._promising: dict[str, int] = {}
+        """Bytes for what is being made or grown now."""
+        self._owned: dict[str, int] = {}
+        self._to_measure: set[str] = set()
 
     def prepare(self) -> None:
         """Makes the layout, and throws away what was being made when the last process died."""
@@ -128,19 +149,21 @@ class Backend(ABC):
         """Makes the volume, empty or as a copy of `source`. One that is there already is not made again."""
         final = self.path("volume", name)
         if not final.exists():
-            self._check_room(capacity)
             if source is not None and self._smallest_copy(source) > capacity:
                 raise OutOfRange(
                     f"a copy of {source.kind} {source.id} needs {self._smallest_copy(source)} bytes, "
                     f"{capacity} were asked for; ask for at least as much"
                 )
-            with self._making("volume", name) as work:
+            with self._promise(name, capacity), self._making("volume", name) as work:
                 if source is None:
                     self._make(work)
                     work.chmod(0o755)
                 else:
                     self._copy(self.existing(source.kind, source.id), work, progress)
+                    _forget(work, _USED)
+                    self.measure_soon(source.id)
                 self._finish(work, final, {_CAPACITY: str(capacity)}, capacity)
+            self.measure_soon(name)
         have = self.capacity(name)
         if have > capacity:
             raise AlreadyExists(
@@ -156,9 +179,9 @@ class Backend(ABC):
         if capacity < have:
             raise OutOfRange(f"volume {name} has {have} bytes and cannot shrink to {capacity}; ask for more")
         if capacity > have:
-            self._check_room(capacity - have)
-            self._limit(path, capacity)
-            os.setxattr(path, _CAPACITY, str(capacity).encode())
+            with self._promise(name, capacity - have):
+                self._limit(path, capacity)
+                os.setxattr(path, _CAPACITY, str(capacity).encode())
 
     def snapshot(self, volume: str, name: str, progress: Progress) -> Snapshot:
         """Makes the read-only copy `name` of `volume`, or finds it."""
@@ -169,12 +192,14 @@ class Backend(ABC):
                 created, capacity = time.time(), self.capacity(volume)
                 self._copy(source, work, progress)
                 self._finish(work, final, {_CREATED: str(created), _CAPACITY: str(capacity)}, None)
+            self.measure_soon(volume)
         return Snapshot(float(os.getxattr(final, _CREATED)), int(os.getxattr(final, _CAPACITY)))
 
     def delete(self, kind: Kind, name: str) -> None:
         """Takes the volume or snapshot away at once, and frees its space by and by (`empty_trash`)."""
         if kind == "volume":
             self._last_used.pop(name, None)
+            self._owned.pop(name, None)
         try:
             self.path(kind, name).rename(self.root / "trash" / f"{name}.{secrets.token_hex(4)}")
         except FileNotFoundError:
@@ -204,13 +229,50 @@ class Backend(ABC):
         stat = os.statvfs(self.root)
         volumes = self.volumes()
         allocated = sum(self._promised(volume) for volume in volumes)
-        return Space(stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize, allocated, len(volumes))
+        return Space(
+            stat.f_blocks * stat.f_frsize,
+            stat.f_bavail * stat.f_frsize,
+            allocated,
+            len(volumes),
+            self.file_system.reserved(thin=self.thin),
+        )
+
+    def reserved_here(self) -> int:
+        """See `room.Root`."""
+        return sum(self._promising.copy().values()) + sum(map(self._unkept, self.volumes()))
 
     def usage(self, name: str) -> Usage:
         """What the volume has and uses. Looks at the data root, never through the mount."""
         measured = self._measure(name)
         self._last_used[name] = measured.used
+        self._to_measure.discard(name)
+        path = self.existing("volume", name)
+        self._owned[name] = measured.owned
+        before = _number(path, _USED)
+        if before is None or abs(before - measured.owned) >= _USED_STEP:
+            with contextlib.suppress(
+                OSError
+            ):  # a full volume has no room for it: then it is known till a restart
+                os.setxattr(path, _USED, str(measured.owned).encode())
         return measured
+
+    def measure_soon(self, name: str) -> None:
+        """Says that what the volume uses is not what was measured last."""
+        self._to_measure.add(name)
+
+    def measure_some(self, seconds: float) -> None:
+        """Measures volumes of which it is not known what they use, until `seconds` have passed."""
+        end = time.monotonic() + seconds
+        volumes = self.volumes()
+        self._to_measure.intersection_update(volumes)
+        unknown = [name for name in volumes if self._used_alone(name) is None]
+        for name in dict.fromkeys((*unknown, *self._to_measure)):
+            if time.monotonic() >= end:
+                return
+            try:
+                self.usage(name)
+            except (OSError, CsiError) as error:
+                log.warning("cannot measure %s yet: %s", name, error)
 
     def last_used(self, name: str) -> int:
         """Bytes that `usage` found in use last, at no cost; 0 if nobody has asked yet."""
@@ -291,13 +353,50 @@ class Backend(ABC):
                 raise
             return 0
 
-    def _check_room(self, more: int) -> None:
-        space = self.space()
-        if more > space.unpromised:
-            raise Exhausted(
-                f"{self.root} has {space.unpromised} bytes for new volumes, {more} were asked for; "
-                "ask for less, delete volumes or give the data root a larger file system"
-            )
+    def _unkept(self, volume: str) -> int:
+        """Bytes of the promise that the volume does not use yet."""
+        return max(0, self._promised(volume) - (self._used_alone(volume) or 0))
+
+    def _used_alone(self, volume: str) -> int | None:
+        """Bytes that are the volume's alone, as they were measured last; None if they never were."""
+        known = self._owned.get(volume)
+        return known if known is not None else _number(self.path("volume", volume), _USED)
+
+    @contextlib.contextmanager
+    def _promise(self, name: str, more: int) -> Iterator[None]:
+        """Holds `more` bytes for a volume until its attributes say so, or it has failed."""
+        with self.file_system.lock:
+            space = self.space()
+            if more > space.unpromised:
+                raise Exhausted(
+                    f"the file system of {self.root} has {space.unpromised} bytes for new volumes, {more} "
+                    f"were asked for: {space.available} are free, and {space.reserved} of these were "
+                    "promised to volumes that have not used them yet; ask for less, delete volumes or give "
+                    "the data root a larger file system"
+                )
+            self._promising[name] = more
+        try:
+            yield
+        finally:
+            del self._promising[name]
+
+
+def _forget(path: Path, attribute: str) -> None:
+    try:
+        os.removexattr(path, attribute)
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
+
+
+def _number(path: Path, attribute: str) -> int | None:
+    """The value of an attribute; None if it has none, or is not there."""
+    try:
+        return int(os.getxattr(path, attribute))
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOENT):
+            return None
+        raise
 
 
 @contextlib.contextmanager

@@ -41,10 +41,10 @@ class BtrfsBackend(Backend):
     def _measure(self, name: str) -> Usage:
         """Bytes as the qgroup counts them, at the last commit. Inodes have no limit and are not counted."""
         path = self.existing("volume", name)
-        referenced = parse_referenced(
+        referenced, exclusive = parse_qgroup(
             run("btrfs", "qgroup", "show", "--raw", "-f", str(path)), _subvolume_id(path)
         )
-        return Usage(self.capacity(name), referenced, 0, 0)
+        return Usage(self.capacity(name), referenced, 0, 0, exclusive)
 
     def _make(self, path: Path) -> None:
         run("btrfs", "subvolume", "create", str(path))
@@ -69,12 +69,12 @@ def _subvolume_id(path: Path) -> int:
     return int(run("btrfs", "inspect-internal", "rootid", str(path)))
 
 
-def parse_referenced(shown: str, subvolume: int) -> int:
-    """Bytes that `subvolume` refers to, from `btrfs qgroup show --raw`: columns id, referenced and others."""
+def parse_qgroup(shown: str, subvolume: int) -> tuple[int, int]:
+    """Bytes that `subvolume` refers to, and of these its own, from `btrfs qgroup show --raw`."""
     for line in shown.splitlines():
         columns = line.split()
         if columns and columns[0] == f"0/{subvolume}":
-            return int(columns[1])
+            return int(columns[1]), int(columns[2])
     raise CsiError(
         f"btrfs has no qgroup 0/{subvolume}; were quotas turned off? `btrfs quota enable` turns them on"
     )

@@ -26,6 +26,8 @@ from kube3fs_csi.serving.errors import Exhausted
 _FICLONE = 0x40049409  # ioctl_ficlonerange(2)
 _POLL_SECONDS = 0.5
 _BLOCK = 512  # st_blocks
+_SHARED = "trusted.kube3fs.shared"
+"""Of a volume or snapshot with a copy that may share its blocks, or that is such a copy."""
 _QUOTA_OPTIONS = frozenset({"prjquota", "pquota"})
 
 
@@ -45,7 +47,9 @@ class DirectoryBackend(Backend):
         """Bytes and inodes counted by walking the volume, a few per cent of the time (`_Measured`)."""
         path = self.existing("volume", name)
         used, inodes = self._measured.measure(path)
-        return Usage(self.capacity(name), used, 0, inodes)
+        # What a copy shares is written anew when either changes it: then it takes room again.
+        owned = 0 if _SHARED in os.listxattr(path) else used
+        return Usage(self.capacity(name), used, 0, inodes, owned)
 
     def _make(self, path: Path) -> None:
         path.mkdir()
@@ -56,6 +60,9 @@ class DirectoryBackend(Backend):
     def _copy(self, source: Path, path: Path, progress: Progress) -> None:
         total, _ = tree_usage(source)
         self._make(path)
+        if self.features.reflink:
+            for shared in (source, path):
+                os.setxattr(shared, _SHARED, b"")
         argv = [
             "cp",
             "-a",

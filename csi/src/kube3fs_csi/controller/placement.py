@@ -18,6 +18,9 @@ def room(share: NodeClusterStatus) -> int:
     """Bytes that a new volume may have there: no more is promised than there is."""
     if not share.ready:
         return 0
+    if share.reserved_bytes is not None:
+        return max(0, (share.available_bytes or 0) - share.reserved_bytes)
+    # From a node plugin that does not count what the other clusters of the file system have promised.
     capacity, allocated = share.capacity_bytes or 0, share.allocated_bytes or 0
     return max(0, min(capacity - allocated, share.available_bytes or 0))
 

@@ -46,6 +46,8 @@ class Mount(NamedTuple):
     fstype: str
     source: str
     super_options: frozenset[str]
+    device: str
+    """MAJOR:MINOR of the file system."""
 
 
 def parse_mountinfo(text: str) -> list[Mount]:
@@ -55,7 +57,7 @@ def parse_mountinfo(text: str) -> list[Mount]:
 
 def _parse_line(line: str) -> Mount:
     left, _, right = line.partition(" - ")
-    _id, _parent, _device, root, path, options, *_optional = left.split(" ")
+    _id, _parent, device, root, path, options, *_optional = left.split(" ")
     fstype, source, super_options = right.split(" ", 2)
     return Mount(
         Path(_unescape(path)),
@@ -64,6 +66,7 @@ def _parse_line(line: str) -> Mount:
         fstype,
         _unescape(source),
         frozenset(super_options.split(",")),
+        device,
     )
 
 

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 _PUBLISH_THREADS, _MEASURE_THREADS, _AGENT_THREADS, _COPY_THREADS = 8, 2, 6, 2
 _TRASH_SECONDS = 60.0
+_MEASURE_SECONDS = 5.0
+"""Of each round, for volumes of which it is not known what they use."""
 _RDMA_SECONDS = 10.0
 
 
@@ -167,6 +169,7 @@ async def _run_agent(process: NodeProcess, servicer: Node) -> None:
         volume_queue, snapshot_queue = KeyQueue(agent.volume), KeyQueue(agent.snapshot)
 
         def let_go(name: str) -> None:
+            agent.was_used(name)
             if agent.is_leaving(name):
                 volume_queue.add(name)
 
@@ -200,6 +203,7 @@ async def _empty_trash(process: NodeProcess) -> None:
         for served in process.clusters.all().values():
             if served.backend is not None:
                 await asyncio.to_thread(served.backend.empty_trash)
+                await asyncio.to_thread(served.backend.measure_some, _MEASURE_SECONDS)
         process.emptied()
         with suppress(TimeoutError):
             async with asyncio.timeout(_TRASH_SECONDS):
