@@ -47,7 +47,7 @@ async def test_long_copies_hold_up_nothing_else(tmp_path: Path, monkeypatch: pyt
             volumes,
             snapshots,
             clusters,
-            in_use=lambda _name: False,
+            users=lambda _name: (),
             changed=lambda: None,
             grown=nothing,
             deleted=lambda: None,

@@ -18,7 +18,15 @@ from kube3fs_csi.kube.api import connected
 from kube3fs_csi.kube.informer import Informer
 from kube3fs_csi.kube.objects import Objects
 from kube3fs_csi.names import PENDING_FOR
-from kube3fs_csi.serving.errors import CsiError, DeadlineNear, Exhausted, NotFound, OutOfRange, Unavailable
+from kube3fs_csi.serving.errors import (
+    CsiError,
+    DeadlineNear,
+    Exhausted,
+    NotFound,
+    OutOfRange,
+    Precondition,
+    Unavailable,
+)
 
 GIB = 1 << 30
 NAMESPACE, NAME = CLUSTER.split("/")
@@ -235,3 +243,88 @@ async def test_a_snapshot_whose_content_goes_is_taken_back(world: World) -> None
     await eventually(lambda: "snapshot-2" in world.service.snapshots.items)
     await world.sweeper.sweep()
     assert world.is_leaving("storagesnapshots", "snapshot-2")
+
+
+def persistent_volume(name: str, phase: str, policy: str = "Delete", *, deleting: bool = False) -> Body:
+    metadata = {"name": name} | (
+        {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["x"]} if deleting else {}
+    )
+    spec = {
+        "csi": {"driver": "csi.kube3fs.io", "volumeHandle": "pvc-1"},
+        "persistentVolumeReclaimPolicy": policy,
+    }
+    return {"metadata": metadata, "spec": spec, "status": {"phase": phase}}
+
+
+RELEASED = persistent_volume("second", "Released")
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        pytest.param([persistent_volume("first", "Bound"), RELEASED], id="another is bound"),
+        pytest.param([persistent_volume("first", "Available"), RELEASED], id="another is available"),
+        pytest.param([persistent_volume("first", "Released", "Retain"), RELEASED], id="another is retained"),
+        pytest.param(
+            [persistent_volume("first", "Bound", deleting=True), RELEASED], id="another goes, bound"
+        ),
+        pytest.param([persistent_volume("first", "Bound")], id="the only one is bound"),
+    ],
+)
+async def test_a_volume_that_another_persistent_volume_refers_to_is_kept(
+    world: World, others: list[Body]
+) -> None:
+    """A second one on the same handle with policy Delete does not destroy the first one's data."""
+    call = asyncio.create_task(world.create())
+    await world.node_makes()
+    await call
+    for body in others:
+        await world.server.put("persistentvolumes", body)
+    with pytest.raises(Precondition, match=r"first refers to volume pvc-1.*reclaim policy Retain"):
+        await world.service.delete_volume("pvc-1", SECONDS)
+    assert not world.is_leaving()
+
+
+@pytest.mark.parametrize(
+    "asking",
+    [
+        pytest.param([], id="none left"),
+        pytest.param([RELEASED], id="released"),
+        pytest.param([RELEASED, persistent_volume("first", "Failed")], id="both released"),
+        pytest.param([persistent_volume("first", "Bound", deleting=True)], id="being deleted"),
+    ],
+)
+async def test_who_asks_stands_not_in_its_own_way(world: World, asking: list[Body]) -> None:
+    """The volume is deleted; with the last of several as well. A node that is gone is not asked."""
+    call = asyncio.create_task(world.create())
+    await world.node_makes()
+    await call
+    for body in asking:
+        await world.server.put("persistentvolumes", body)
+    with pytest.raises(DeadlineNear):  # the test's node does not do it
+        await world.service.delete_volume("pvc-1", 0.3)
+    assert world.is_leaving()
+
+
+async def test_the_node_is_asked_who_uses_a_volume(world: World) -> None:
+    """What it said before is not enough; while it does not answer nothing is marked."""
+    call = asyncio.create_task(world.create())
+    await world.node_makes()
+    await call
+    await world.server.put("nodes", {"metadata": {"name": NODE}})
+    with pytest.raises(DeadlineNear, match="has not said yet whether a pod uses"):
+        await world.service.delete_volume("pvc-1", 0.3)
+    assert not world.is_leaving()
+    deleting = asyncio.create_task(world.service.delete_volume("pvc-1", SECONDS))
+    users = [f"team/pod-{number}" for number in range(9)]
+    await world.node_says("storagevolumes", "pvc-1", {"observedGeneration": 2, "usedBy": users})
+    with pytest.raises(Precondition, match=r"in use by pods team/pod-0.* and 4 more on node node-a"):
+        await deleting
+    assert not world.is_leaving()
+    assert "deleteRequested" not in (world.server.get("storagevolumes", "pvc-1") or {})["spec"]
+
+
+async def test_many_deletions_at_once_list_persistent_volumes_a_few_times(world: World) -> None:
+    """Each sees a listing that began after it asked."""
+    await asyncio.gather(*(world.service._persistent_volumes.of(f"pvc-{number}") for number in range(100)))
+    assert 1 <= world.server.listed.count("persistentvolumes") <= 3

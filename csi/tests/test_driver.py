@@ -68,7 +68,12 @@ class Calls:
             volume_id=name,
             target_path=str(target),
             volume_capability=CAPABILITY,
-            volume_context={PARAMETER_CLUSTER: CLUSTER, "csi.storage.k8s.io/pod.uid": pod},
+            volume_context={
+                PARAMETER_CLUSTER: CLUSTER,
+                "csi.storage.k8s.io/pod.uid": pod,
+                "csi.storage.k8s.io/pod.namespace": "team",
+                "csi.storage.k8s.io/pod.name": "trainer",
+            },
         )
         await self.node.NodePublishVolume(request, timeout=30)
         return target
@@ -147,10 +152,33 @@ async def test_a_volume_grows_under_its_pod(calls: Calls) -> None:
 
 
 async def test_a_mounted_volume_is_not_deleted(driver: Driver, calls: Calls) -> None:
-    """DeleteVolume is refused at once while a pod has the volume, and done as soon as it has not."""
+    """DeleteVolume is refused before anything is marked: the pod's end does not cost the data."""
+    await calls.create()
+    target = await calls.publish()
+    await asyncio.to_thread((target / "file").write_bytes, b"precious")
+    for _ in range(2):
+        with refusal("FAILED_PRECONDITION", f"in use by pod team/trainer on node {NODE}.*Retain"):
+            await calls.delete()
+    assert "deletionTimestamp" not in (driver.api.get("storagevolumes", "pvc-1") or {})["metadata"]
+    await calls.unpublish()
+    await eventually(lambda: "usedBy" not in used(driver) or used(driver)["usedBy"] == [])
+    assert (driver.data / "volumes/pvc-1/file").read_bytes() == b"precious"
+    await calls.delete()
+    assert driver.api.get("storagevolumes", "pvc-1") is None
+
+
+def used(driver: Driver) -> Body:
+    status: Body = (driver.api.get("storagevolumes", "pvc-1") or {})["status"]
+    return status
+
+
+async def test_a_volume_deleted_by_hand_goes_when_no_pod_has_it(driver: Driver, calls: Calls) -> None:
+    """`kubectl delete tfv` marks it; until the pod has ended its condition names the pod."""
     await calls.create()
     await calls.publish()
-    with refusal("FAILED_PRECONDITION", "delete the pod first"):
+    await driver.api.delete("storagevolumes", "pvc-1")
+    await eventually(lambda: ready(driver, "pvc-1") == ("False", "NotDeleted"))
+    with refusal("FAILED_PRECONDITION", "in use by pod team/trainer.*deleted when no pod uses it"):
         await calls.delete()
     await calls.unpublish()
     await eventually(lambda: driver.api.get("storagevolumes", "pvc-1") is None)

@@ -46,6 +46,7 @@ from kube3fs_crds.storagenode import (
 )
 from kube3fs_crds.storagesnapshot import StorageSnapshot, StorageSnapshotSpec, StorageSnapshotStatus
 from kube3fs_crds.storagevolume import (
+    MAX_USERS,
     StorageVolume,
     StorageVolumeSpec,
     StorageVolumeStatus,
@@ -60,6 +61,7 @@ __all__ = [
     "GROUP",
     "KINDS",
     "LEASE_SECONDS",
+    "MAX_USERS",
     "VERSION",
     "ApiModel",
     "CallError",

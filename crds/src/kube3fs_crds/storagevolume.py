@@ -25,6 +25,8 @@ from kube3fs_crds.base import (
     rules,
 )
 
+MAX_USERS = 16
+
 SIZE_RULES = rules(
     Rule("self > 0", "capacityBytes must be more than 0"),
     Rule(
@@ -74,6 +76,8 @@ class StorageVolumeSpec(ApiModel):
     capacity_bytes: Annotated[Bytes, Field(json_schema_extra=SIZE_RULES)]
     """The size that the user asked for. It may grow."""
     source: VolumeSource | None = None
+    delete_requested: bool | None = None
+    """Asks the node whether the volume may be deleted: it answers with usedBy as it is now."""
 
 
 class VolumeProgress(ApiModel):
@@ -92,6 +96,10 @@ class StorageVolumeStatus(Status):
     """The same in words for `kubectl get`, for example 10Gi."""
     backend: Literal["btrfs", "directory"] | None = None
     """How the volume is kept: a btrfs subvolume, or a plain directory."""
+    used_by: Annotated[list[Annotated[str, Field(max_length=320)]], Field(max_length=MAX_USERS)] = Field(
+        default_factory=list
+    )
+    """Pods that have the volume mounted, as NAMESPACE/NAME; the first 16 by name."""
     error: CallError | None = None
     """Set while the last attempt failed."""
     progress: VolumeProgress | None = None

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from kube3fs_csi.serving.errors import InvalidArgument
@@ -82,3 +83,9 @@ def checked_path(path: str, below: Path, field: str) -> Path:
             f"{field} {path[:_SHOWN]!r} is not a path below {below}; kubelet's folder is set by --kubelet-dir"
         )
     return found
+
+
+def pods_in_words(users: Sequence[str], most: int = 5) -> str:
+    """Pods by name: `pod a/b`, `pods a/b, a/c and 7 more`."""
+    more = f" and {len(users) - most} more" if len(users) > most else ""
+    return f"pod{'s' if len(users) > 1 else ''} {', '.join(users[:most])}{more}"

@@ -39,6 +39,8 @@ class ApiServer:
         self.url = ""
         self.watch_faults: list[str] = []
         """What becomes of the next watches: `end`, an `ERROR` event of code 410, a `410`, or `silence`."""
+        self.listed: list[str] = []
+        """The plurals of which lists were asked for."""
         self._events: list[tuple[int, str, str, Body]] = []
         self._version = 1
         self._changed = asyncio.Condition()
@@ -93,6 +95,12 @@ class ApiServer:
         meta = body["metadata"]
         await self._store((plural, meta.get("namespace", ""), meta["name"]), body, "ADDED")
 
+    async def delete(self, plural: str, name: str) -> None:
+        """Marks an object for deletion, as some other client would."""
+        body = copy.deepcopy(self.objects[plural, "", name])
+        body["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        await self._store((plural, "", name), body, "MODIFIED")
+
     async def patch_status(self, plural: str, name: str, status: Body, namespace: str = "") -> None:
         """Sets a status, as some other client would."""
         body = copy.deepcopy(self.objects[plural, namespace, name])
@@ -108,6 +116,7 @@ class ApiServer:
         selector = request.query.get("fieldSelector", "")
         if request.query.get("watch") in ("true", "True", "1"):
             return await self._watch(request, plural, selector)
+        self.listed.append(plural)
         items = [
             body
             for (kind, _, _), body in self.objects.items()

@@ -41,6 +41,7 @@ class Driver:
         for folder in ("pods", "plugins_registry", "device-plugins"):
             (self.kubelet / folder).mkdir(parents=True, exist_ok=True)
         await asyncio.to_thread(self.daemon.start)
+        await self.api.put("nodes", {"metadata": {"name": NODE}})
         await self.api.put("storageclusters", cluster())
         await self.api.put("storagenodes", storage_node(self.data))
         await self.start_node()

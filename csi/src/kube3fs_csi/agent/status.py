@@ -1,8 +1,10 @@
 """What the agent writes into the status of volumes and snapshots. Pure functions."""
 
 import datetime
+from collections.abc import Sequence
 
 from kube3fs_crds import (
+    MAX_USERS,
     CallError,
     StorageSnapshot,
     StorageSnapshotStatus,
@@ -22,7 +24,7 @@ def call_error(error: Exception) -> CallError:
 
 
 def volume_ready(
-    volume: StorageVolume, backend: Backend, capacity: int, now: datetime.datetime
+    volume: StorageVolume, backend: Backend, capacity: int, users: Sequence[str], now: datetime.datetime
 ) -> StorageVolumeStatus:
     """The volume is as its spec wants it."""
     old, generation = volume.status.conditions, volume.metadata.generation
@@ -43,6 +45,7 @@ def volume_ready(
         capacity_bytes=capacity,
         size=in_words(capacity),
         backend=backend.name,
+        used_by=list(users[:MAX_USERS]),
     )
 
 
@@ -63,7 +66,9 @@ def volume_copying(
     )
 
 
-def volume_failed(volume: StorageVolume, error: Exception, now: datetime.datetime) -> StorageVolumeStatus:
+def volume_failed(
+    volume: StorageVolume, error: Exception, users: Sequence[str], now: datetime.datetime
+) -> StorageVolumeStatus:
     """The last attempt failed. A volume that was ready still is, at its old size."""
     generation, old = volume.metadata.generation, volume.status.conditions
     made = volume.status.capacity_bytes is not None
@@ -78,6 +83,7 @@ def volume_failed(volume: StorageVolume, error: Exception, now: datetime.datetim
         update={
             "observed_generation": generation,
             "conditions": [ready, *others],
+            "used_by": list(users[:MAX_USERS]),
             "error": call_error(error),
             "progress": None,
         }

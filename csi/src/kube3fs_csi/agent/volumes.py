@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
@@ -13,7 +13,7 @@ from kube3fs_csi.agent import status
 from kube3fs_csi.backends.base import Backend, DataMissing, Kind, Progress, Snapshot, Source
 from kube3fs_csi.kube.informer import Informer
 from kube3fs_csi.kube.objects import Objects
-from kube3fs_csi.names import FINALIZER_NODE
+from kube3fs_csi.names import FINALIZER_NODE, pods_in_words
 from kube3fs_csi.node.clusters import Clusters
 from kube3fs_csi.serving.errors import CsiError, Precondition
 
@@ -34,14 +34,14 @@ class VolumeAgent:
         volumes: Informer[StorageVolume],
         snapshots: Informer[StorageSnapshot],
         clusters: Clusters,
-        in_use: Callable[[str], bool],
+        users: Callable[[str], Sequence[str]],
         changed: Callable[[], None],
         grown: Callable[[str], Awaitable[None]],
         deleted: Callable[[], None],
         executor: ThreadPoolExecutor,
         copiers: ThreadPoolExecutor,
     ) -> None:
-        """`in_use`: is a volume published here? `changed` is called when room was taken or given back.
+        """`users`: the pods that have a volume. `changed` is called when room was taken or given back.
 
         `grown` is called with the name of a volume that has a new size, before its status says so, `deleted`
         when there is trash to empty. `copiers` make what may take hours, so that everything else goes on.
@@ -50,17 +50,12 @@ class VolumeAgent:
         self._volumes = volumes
         self._snapshots = snapshots
         self._clusters = clusters
-        self._in_use = in_use
+        self._users = users
         self._changed = changed
         self._grown = grown
         self._deleted = deleted
         self._executor = executor
         self._copiers = copiers
-
-    def is_leaving(self, name: str) -> bool:
-        """Whether the volume is to be deleted as soon as no pod has it."""
-        volume = self._volumes.items.get(name)
-        return volume is not None and volume.metadata.deletion_timestamp is not None
 
     def was_used(self, name: str) -> None:
         """Says that a pod had the volume: what it uses is to be looked at again."""
@@ -80,7 +75,7 @@ class VolumeAgent:
                 return
             reached = await self._make(volume)
         except (CsiError, OSError) as error:
-            await self._write(volume, status.volume_failed(volume, error, now()))
+            await self._write(volume, status.volume_failed(volume, error, self._users(name), now()))
             raise
         await self._write(volume, reached)
 
@@ -116,7 +111,7 @@ class VolumeAgent:
         if volume.status.capacity_bytes != spec.capacity_bytes:
             self._changed()
             await self._grown(name)
-        return status.volume_ready(volume, backend, spec.capacity_bytes, now())
+        return status.volume_ready(volume, backend, spec.capacity_bytes, self._users(name), now())
 
     async def _take(self, backend: Backend, snapshot: StorageSnapshot) -> Snapshot:
         made, name = snapshot.status.ready_to_use, snapshot.metadata.name
@@ -127,8 +122,11 @@ class VolumeAgent:
 
     async def _delete_volume(self, volume: StorageVolume) -> None:
         name = volume.metadata.name
-        if self._in_use(name):
-            raise Precondition(f"volume {name} is mounted by a pod on this node; delete the pod first")
+        if users := self._users(name):
+            raise Precondition(
+                f"volume {name} is in use by {pods_in_words(users)} on this node; its data is deleted when "
+                "no pod uses it any more"
+            )
         await self._delete(volume, lambda backend: backend.delete("volume", name))
 
     async def _delete_snapshot(self, snapshot: StorageSnapshot) -> None:

@@ -21,9 +21,10 @@ from kube3fs_csi.controller.placement import choose, room, share_of
 from kube3fs_csi.controller.requests import Wanted
 from kube3fs_csi.controller.wanted import is_pending, snapshot_is_wanted, volume_is_wanted
 from kube3fs_csi.kube.api import Api
+from kube3fs_csi.kube.claims import PersistentVolumes, keeps_its_volume, node_exists
 from kube3fs_csi.kube.informer import Informer
 from kube3fs_csi.kube.objects import Objects
-from kube3fs_csi.names import FINALIZER_NODE, PENDING_FOR, is_object_name
+from kube3fs_csi.names import FINALIZER_NODE, PENDING_FOR, is_object_name, pods_in_words
 from kube3fs_csi.serving.errors import (
     BY_CODE,
     AlreadyExists,
@@ -34,6 +35,7 @@ from kube3fs_csi.serving.errors import (
     InvalidArgument,
     NotFound,
     OutOfRange,
+    Precondition,
     Unavailable,
 )
 
@@ -63,6 +65,7 @@ class VolumeService:
         clusters: Informer[StorageCluster],
     ) -> None:
         self._api = api
+        self._persistent_volumes = PersistentVolumes(api)
         self._objects = objects
         self.volumes = volumes
         self.snapshots = snapshots
@@ -85,9 +88,16 @@ class VolumeService:
 
     async def delete_volume(self, name: str, seconds: float) -> None:
         """Returns when the volume is gone."""
-        if is_object_name(name):
-            await self._objects.delete(StorageVolume, name)
-            await self._wait_gone(StorageVolume, self.volumes, name, seconds)
+        if not is_object_name(name):
+            return
+        found = await self._objects.get(StorageVolume, name)
+        if found is not None and not found.metadata.deletion_timestamp:
+            await self._check_unreferred(name)
+            # What a node that is no more holds can only be given up.
+            if await node_exists(self._api, found.spec.node_name):
+                await self._check_unused(found, seconds)
+        await self._objects.delete(StorageVolume, name)
+        await self._wait_gone(StorageVolume, self.volumes, name, seconds)
 
     def volume(self, name: str) -> StorageVolume:
         """A volume that is not being deleted."""
@@ -174,6 +184,40 @@ class VolumeService:
         if found is None:
             raise Busy(wanted.name)
         return found
+
+    async def _check_unreferred(self, name: str) -> None:
+        """Refuses to delete what a PersistentVolume other than the one that is being deleted refers to."""
+        found = await self._persistent_volumes.of(name)
+        alone = len(found) == 1
+        keepers = [one["metadata"]["name"] for one in found if keeps_its_volume(one, alone=alone)]
+        if keepers:
+            raise Precondition(
+                f"PersistentVolume {', '.join(sorted(keepers)[:5])} refers to volume {name}, which is kept "
+                "with its data; a PersistentVolume that shares a volume must have the reclaim policy Retain"
+            )
+
+    async def _check_unused(self, found: StorageVolume, seconds: float) -> None:
+        """Refuses to delete what a pod has mounted, as the volume's node says when it is asked."""
+        name, node = found.metadata.name, found.spec.node_name
+        asked = await self._objects.merge(StorageVolume, name, {"spec": {"deleteRequested": True}})
+        generation = asked.metadata.generation or 0
+
+        def answered(now: StorageVolume | None) -> bool:
+            return now is None or (now.status.observed_generation or 0) >= generation
+
+        try:
+            now = await self.volumes.wait_for(name, answered, seconds)
+        except TimeoutError as error:
+            raise DeadlineNear(
+                f"node {node} has not said yet whether a pod uses volume {name}; retry"
+            ) from error
+        if now is not None and now.status.used_by:
+            await self._objects.merge(StorageVolume, name, {"spec": {"deleteRequested": None}})
+            raise Precondition(
+                f"volume {name} is in use by {pods_in_words(now.status.used_by)} on node {node} and is not "
+                "deleted. To keep its data, set the reclaim policy of its PersistentVolume to Retain before "
+                "the pod ends: asked again after that, it would be deleted"
+            )
 
     async def _check_claim(self, wanted: Wanted, found: StorageVolume | None) -> None:
         """Ends the making of a volume for a claim that is gone; nothing is left of it."""

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from kube3fs_crds import StorageSnapshot, StorageVolume
 from kube3fs_csi.kube.api import Api
-from kube3fs_csi.kube.claims import claim_uid, content_is_wanted, persistent_volumes
+from kube3fs_csi.kube.claims import PersistentVolumes, claim_uid, content_is_wanted
 from kube3fs_csi.kube.informer import Informer
 from kube3fs_csi.kube.objects import Objects
 from kube3fs_csi.names import PENDING_FOR
@@ -58,6 +58,7 @@ class Sweeper:
         snapshots: Informer[StorageSnapshot],
     ) -> None:
         self._api = api
+        self._persistent_volumes = PersistentVolumes(api)
         self._objects = objects
         self._volumes = volumes
         self._snapshots = snapshots
@@ -83,18 +84,13 @@ class Sweeper:
             if isinstance(found, StorageSnapshot):
                 wanted = await snapshot_is_wanted(self._api, whom)
             else:
-                wanted = await volume_is_wanted(self._api, name, whom) or await self._is_referred_to(name)
+                wanted = await volume_is_wanted(self._api, name, whom)
+                # Somebody may have made one by hand.
+                wanted = wanted or bool(await self._persistent_volumes.of(name))
             if not wanted:
                 await self._take_back(type(found), name, whom)
         except CsiError as error:
             log.warning("whether %s is still wanted is not known now: %s", name, error)
-
-    async def _is_referred_to(self, name: str) -> bool:
-        """Whether somebody has made a PersistentVolume for it by hand."""
-        async for found in persistent_volumes(self._api):
-            if found["spec"]["csi"]["volumeHandle"] == name:
-                return True
-        return False
 
     async def _take_back(self, kind: type[R], name: str, whom: str) -> None:
         found = await self._objects.get(kind, name)

@@ -1,5 +1,6 @@
 """For whom volumes are made: claims, VolumeSnapshotContents and PersistentVolumes, asked now."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
@@ -41,6 +42,44 @@ async def persistent_volumes(api: Api) -> AsyncIterator[dict[str, Any]]:
         if not (more := page["metadata"].get("continue")):
             return
         query["continue"] = more
+
+
+class PersistentVolumes:
+    """Which PersistentVolumes refer to a volume of this driver, as it is when asked.
+
+    A listing serves all who asked before it began: a hundred deletions at once cost a few, one at a time.
+    """
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._listing = asyncio.Lock()
+        self._asked = self._answered = 0
+        """Numbers of the last question, and of the last that the last listing answers."""
+        self._found: dict[str, list[dict[str, Any]]] = {}
+
+    async def of(self, volume: str) -> list[dict[str, Any]]:
+        """Those whose volumeHandle is `volume`."""
+        self._asked = number = self._asked + 1
+        async with self._listing:
+            if self._answered < number:
+                answers, listed = self._asked, dict[str, list[dict[str, Any]]]()
+                async for found in persistent_volumes(self._api):
+                    listed.setdefault(found["spec"]["csi"]["volumeHandle"], []).append(found)
+                self._found, self._answered = listed, answers
+            return self._found.get(volume, [])
+
+
+def keeps_its_volume(found: dict[str, Any], *, alone: bool) -> bool:
+    """Whether a PersistentVolume stands against deleting what it refers to. `alone`: it is the only one.
+
+    One with policy Delete does not, when it is released or is itself being deleted: it is the one that asks.
+    """
+    phase = found.get("status", {}).get("phase", "")
+    if found["spec"].get("persistentVolumeReclaimPolicy") != "Delete":
+        return True
+    if "deletionTimestamp" in found["metadata"]:
+        return phase == "Bound" and not alone
+    return phase not in ("Released", "Failed")
 
 
 async def _get(api: Api, what: str, path: str) -> dict[str, Any] | None:

@@ -42,6 +42,8 @@ class Publisher:
         executor: ThreadPoolExecutor,
         measurers: ThreadPoolExecutor,
     ) -> None:
+        self.published: Callable[[str], None] = lambda _volume_id: None
+        """Called with the id of a volume that a pod begins to have."""
         self.unpublished: Callable[[str], None] = lambda _volume_id: None
         """Told the id of a volume that a pod has no more."""
         self.deleted: Callable[[], None] = lambda: None
@@ -80,6 +82,7 @@ class Publisher:
             await self._take_away(have)
         async with self._coming_or_gone:
             self.store.put(want)
+            self.published(want.volume_id)
         try:
             await self._bring(want)
         except BaseException:

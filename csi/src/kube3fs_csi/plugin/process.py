@@ -84,9 +84,10 @@ class NodeProcess:
             client_dir = client_library.install(source, self.settings.state_dir / "client", in_use)
         return Limits(self.settings.kubelet_dir, self.settings.max_shm_bytes, client_dir)
 
-    def is_published(self, volume_id: str) -> bool:
-        """Whether a pod of this node has the volume."""
-        return any(record.volume_id == volume_id for record in self.store.all())
+    def users(self, volume_id: str) -> list[str]:
+        """The pods of this node that have the volume, as NAMESPACE/NAME."""
+        pods = {record.pod for record in self.store.all() if record.volume_id == volume_id}
+        return sorted(f"{pod.namespace}/{pod.name}" if pod.name else pod.key for pod in pods)
 
     def is_superseded(self) -> bool:
         """Whether a newer node plugin serves at our socket."""
@@ -159,7 +160,7 @@ async def _run_agent(process: NodeProcess, servicer: Node) -> None:
             volumes,
             snapshots,
             process.clusters,
-            process.is_published,
+            process.users,
             lambda: node.look(),
             process.publisher.grown,
             process.trash.set,
@@ -170,8 +171,7 @@ async def _run_agent(process: NodeProcess, servicer: Node) -> None:
 
         def let_go(name: str) -> None:
             agent.was_used(name)
-            if agent.is_leaving(name):
-                volume_queue.add(name)
+            volume_queue.add(name)
 
         async def everything() -> None:
             for name in volumes.items:
@@ -190,6 +190,7 @@ async def _run_agent(process: NodeProcess, servicer: Node) -> None:
             everything,
             process.agent_threads,
         )
+        process.publisher.published = volume_queue.add
         process.publisher.unpublished = let_go
         process.emptied = node.look
         for part in (volumes, snapshots, nodes, volume_queue, snapshot_queue, node):
