@@ -94,8 +94,9 @@ impl Caches {
             return Ok(());
         }
         self.files.remove(&ino);
+        let files = core.files().ok_or((Errno::BADF, Rejected::File))?;
         let backing =
-            core.files.ring_file(ino, &ring.owner, !ring.attrs.for_read).map_err(|error| match error {
+            files.ring_file(ino, &ring.owner, !ring.attrs.for_read).map_err(|error| match error {
                 Errno::ACCESS | Errno::PERM => (error, Rejected::Permission),
                 Errno::ROFS => (error, Rejected::ReadOnly),
                 error => (error, Rejected::File),

@@ -1,5 +1,5 @@
 //! A worker's way to wait and to do I/O that would block: one io_uring. Where io_uring is forbidden (the default seccomp
-//! profiles of container runtimes do so), I/O is done at once and blocks the worker, and futexes are waited for with
+//! profiles of container runtimes do so), I/O is done at once and blocks the worker's session, and futexes are waited for with
 //! `futex_waitv`.
 
 use super::file::RingFile;
@@ -16,8 +16,10 @@ use std::time::Duration;
 
 const SQ_ENTRIES: u32 = 256;
 const CQ_ENTRIES: u32 = 4096;
-/// Requests that one worker has in flight at most.
+/// Requests that one worker, and so a session with one, has in flight at most.
 const MAX_IN_FLIGHT: usize = 1024;
+/// Kernel threads that wait for a worker's requests on file systems that make callers wait. As many hang there at most.
+const IO_THREADS: u32 = 16;
 /// The most that one read or write moves; longer ones go on where it ended.
 const MAX_LEN: u64 = 1 << 30;
 /// `FUTEX_WAITV_MAX`.
@@ -106,7 +108,11 @@ impl Io {
             .setup_cqsize(CQ_ENTRIES)
             .build(SQ_ENTRIES);
         match uring.and_then(can_wait) {
-            Ok(uring) => Io::with(Some(uring)),
+            Ok(uring) => {
+                // Elsewhere than on this thread where a file cannot do without waiting; unbounded ones do not occur.
+                let _ = uring.submitter().register_iowq_max_workers(&mut [IO_THREADS, 0]);
+                Io::with(Some(uring))
+            }
             Err(error) => {
                 tracing::warn!(%error, "io_uring cannot be used: rings are served by blocking reads, at a lower rate");
                 Io::with(None)

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use usrbio_wire::{Cqe, Geometry, RingAttrs, RingFault, ServerRing, Slot, Sqe};
 
-/// Requests claimed in one turn: other rings of the worker wait that long.
+/// Requests claimed in one turn: other rings of the session may wait that long.
 const TURN: u32 = 128;
 /// Bytes moved in one turn, about.
 const TURN_BYTES: u64 = 4 << 20;
@@ -41,7 +41,7 @@ pub(super) struct Ring {
     pub(super) fd: OwnedFd,
     map: Arc<SharedMap>,
     geometry: Geometry,
-    /// 0, or 1 + the number of the worker that attends it.
+    /// 0, or the number of the worker that attends it.
     pub(super) attended: AtomicU32,
     /// How long it lately was idle between two turns, in µs.
     pub(super) pause_us: AtomicU32,
@@ -224,6 +224,11 @@ impl Ring {
         })
     }
 
+    /// Forgets all files and Iovs: nobody attends the ring, and it was idle for long.
+    pub(super) fn forget(&self) {
+        lock(&self.state).caches.clear();
+    }
+
     /// Forgets files that nobody has open and Iovs that are not registered, unless the ring is having a turn.
     pub(super) fn drop_closed(&self) {
         if let Ok(mut state) = self.state.try_lock() {
@@ -286,7 +291,7 @@ impl RingState {
     fn claim(&mut self, ring: &Arc<Ring>, io: &mut Io, now: Now) -> Result<u32, Stop> {
         let mut claimed = 0;
         let mut bytes = 0;
-        while self.owed > 0 && claimed < TURN && bytes < TURN_BYTES && io.has_room() {
+        while self.owed > 0 && claimed < TURN && bytes < TURN_BYTES && io.has_room() && !ring.done_for() {
             let (sqe, args) = match self.ring.claim() {
                 Ok(request) => request,
                 Err(fault) => {
@@ -388,9 +393,7 @@ impl RingState {
             return;
         }
         // Before the client can see the completion and look at the file.
-        for file in self.dirty.drain(..) {
-            ring.core.files.written(&file.backing);
-        }
+        self.tell_written(ring);
         let journal = ring.core.state.objects.field(ring.number, offset_of!(ObjectRec, journal_sq));
         journal.store(journal_word(self.ring.after(self.staged)), Ordering::Release);
         self.ring.publish(self.staged);
@@ -401,6 +404,16 @@ impl RingState {
         }
         if !self.pending.is_empty() {
             self.claimed_at = Some(Instant::now());
+        }
+    }
+
+    fn tell_written(&mut self, ring: &Ring) {
+        if self.dirty.is_empty() {
+            return;
+        }
+        let files = ring.core.files();
+        for file in self.dirty.drain(..) {
+            files.iter().for_each(|files| files.written(&file.backing));
         }
     }
 
@@ -423,9 +436,7 @@ impl RingState {
     fn stop(&mut self, ring: &Ring, why: &Stop) {
         self.stopped = true;
         self.caches.clear();
-        for file in self.dirty.drain(..) {
-            ring.core.files.written(&file.backing);
-        }
+        self.tell_written(ring);
         ring.core.metrics.rejected[Rejected::Fault as usize].fetch_add(1, Ordering::Relaxed);
         let Owner { uid, tgid, .. } = ring.owner;
         tracing::warn!(session = ring.core.name, ring = ring.number, uid, tgid, "ring stopped: {why}");

@@ -3,7 +3,7 @@
 //! * [`shm`](self): opens and maps what clients name; a peer may truncate it at any moment (`guard`).
 //! * `registry`: the Iovs and rings of a session ([`SessionRings`]), and what a successor must know of them.
 //! * `sweep`: files that clients left which died before they registered them.
-//! * `engine`, `worker`: who looks at which ring, and when it sleeps.
+//! * `engine`, `watcher`, `worker`, `home`: who looks at which ring, and when it sleeps.
 //! * `job`, `exec`: one ring's turn, one request; `file` and `holes` know the backing file; `io` is the io_uring.
 
 mod engine;
@@ -11,6 +11,7 @@ mod exec;
 mod file;
 mod guard;
 mod holes;
+mod home;
 mod io;
 mod job;
 mod object;
@@ -21,6 +22,7 @@ mod slab;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod watcher;
 mod worker;
 
 pub use engine::Engine;

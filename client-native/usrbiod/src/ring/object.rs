@@ -1,6 +1,7 @@
 //! What a session has registered, as the workers see it.
 
 use super::Files;
+use super::engine::WATCHER;
 use super::file::RingFile;
 use super::job::Ring;
 use super::sem::SubmitSem;
@@ -30,7 +31,7 @@ pub(super) struct Iov {
 /// one `generation`.
 pub(super) struct Core {
     pub(super) name: String,
-    pub(super) files: Arc<dyn Files>,
+    files: RwLock<Option<Arc<dyn Files>>>,
     pub(super) state: Arc<SessionState>,
     pub(super) metrics: Arc<SessionMetrics>,
     pub(super) limits: Limits,
@@ -47,6 +48,10 @@ pub(super) struct Core {
     pub(super) ring_count: AtomicU32,
     /// Nothing more is claimed.
     pub(super) closing: AtomicBool,
+    /// The thread that watches the semaphores.
+    pub(super) home: AtomicU32,
+    /// Workers that serve the session.
+    pub(super) crew: Mutex<Vec<u32>>,
     files_in_use: Mutex<HashMap<Ino, Weak<RingFile>>>,
 }
 
@@ -63,7 +68,7 @@ impl Core {
     ) -> Core {
         Core {
             name,
-            files,
+            files: RwLock::new(Some(files)),
             state,
             metrics,
             limits,
@@ -75,6 +80,8 @@ impl Core {
             rings: RwLock::new(Arc::new([])),
             ring_count: AtomicU32::new(0),
             closing: AtomicBool::new(false),
+            home: AtomicU32::new(WATCHER),
+            crew: Mutex::default(),
             files_in_use: Mutex::default(),
         }
     }
@@ -99,6 +106,20 @@ impl Core {
 
     pub(super) fn closing(&self) -> bool {
         self.closing.load(Ordering::SeqCst)
+    }
+
+    /// Where files come from; `None` when the session is gone.
+    pub(super) fn files(&self) -> Option<Arc<dyn Files>> {
+        self.files.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The session is gone: drops all that may take long to drop. The threads hold the rest until they notice.
+    pub(super) fn end(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        self.change_rings(Vec::clear);
+        let files = self.files.write().unwrap_or_else(PoisonError::into_inner).take();
+        let iovs = std::mem::take(&mut *self.iovs.write().unwrap_or_else(PoisonError::into_inner));
+        drop((files, iovs));
     }
 
     /// The file with what all rings know about it.

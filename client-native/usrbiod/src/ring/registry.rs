@@ -218,7 +218,7 @@ impl SessionRings {
             Memory::Ring(ring) => {
                 objects.rings += 1;
                 self.core.change_rings(|rings| rings.push(ring.clone()));
-                self.engine.kick();
+                self.engine.kick(&self.core);
             }
         }
         objects.by_name.insert(object.info.name.clone(), object);
@@ -250,7 +250,7 @@ impl SessionRings {
                 objects.rings -= 1;
                 ring.closed.store(true, Ordering::Release);
                 self.core.change_rings(|rings| rings.retain(|known| !Arc::ptr_eq(known, ring)));
-                self.engine.kick();
+                self.engine.kick(&self.core);
             }
         }
         self.core.state.objects.remove(object.info.number);
@@ -408,7 +408,7 @@ impl SessionRings {
         self.core.closing.store(true, Ordering::SeqCst);
         let deadline = Instant::now() + timeout;
         loop {
-            self.engine.kick();
+            self.engine.kick(&self.core);
             let busy = |ring: &Arc<Ring>| ring.attended.load(Ordering::SeqCst) != 0 || ring.in_flight() > 0;
             if !self.core.rings().iter().any(busy) {
                 return true;
@@ -438,10 +438,9 @@ impl SessionRings {
 impl Drop for SessionRings {
     /// Leaves registrations for a successor, but no thread behind.
     fn drop(&mut self) {
-        self.core.closing.store(true, Ordering::SeqCst);
         // Rings and their session hold each other.
-        self.core.change_rings(Vec::clear);
-        self.engine.kick();
+        self.core.end();
+        self.engine.kick(&self.core);
     }
 }
 

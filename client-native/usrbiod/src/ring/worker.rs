@@ -1,8 +1,9 @@
-//! A ring worker: an event loop over the rings that it *attends*.
+//! A ring worker: an event loop over the rings of one session that it *attends*.
 //!
 //! A ring with work is claimed by one worker (compare-and-swap on `attended`), stepped until it is idle, and let go.
-//! Each session has one *home*, the worker that watches its submit semaphores. When one is posted, the home
-//! looks at all rings of the session: it attends the first with work itself and hands others to workers that sleep.
+//! Each session has one *home*, the thread that watches its submit semaphores: the watcher while the session is idle, then a
+//! worker. When one is posted, the home looks at all rings of the session: it attends the first with work itself and hands
+//! others to workers of the session that sleep, or to one more.
 //!
 //! While a home is awake it looks at the semaphores' values; its clients need no system call to post. Before it
 //! sleeps it asks to be woken (the order of steps is in [`super::sem`]). If other workers still attend rings of the
@@ -11,12 +12,12 @@
 //! Letting go of a ring: we store `attended = 0`, then look at it once more; the home that saw it attended loaded
 //! `attended` after it saw the post. All are sequentially consistent, as are the index words, so one of the two sees both.
 
-use super::engine::{Letter, Mailbox};
+use super::engine::{Letter, Mailbox, Staff};
 use super::file::Tick;
+use super::home::Homes;
 use super::io::{Event, Io};
 use super::job::{Demand, Now, Ring, Turn};
 use super::object::Core;
-use super::slab::Slab;
 use crate::sys::creds;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -28,34 +29,28 @@ const LINGER: Duration = Duration::from_micros(50);
 /// Lingering pays for rings whose next request comes this soon, a wake-up included.
 const LINGER_PAYS_US: u32 = 100;
 /// Requests that nobody posted for are found this late.
-const SCAN_EVERY: Duration = Duration::from_millis(100);
+pub(super) const SCAN_EVERY: Duration = Duration::from_millis(100);
+/// How long a worker stays home of a session without work.
+const STAY: Duration = Duration::from_secs(2);
+/// How long a worker that serves nobody waits for the next session before it ends.
+const PARK: Duration = Duration::from_secs(10);
 /// Token of the mailbox's futex.
-const KICK: u64 = u32::MAX as u64;
+pub(super) const KICK: u64 = u32::MAX as u64;
 
 pub(super) struct Worker {
     me: u32,
-    mailboxes: Arc<[Mailbox]>,
+    staff: Arc<Staff>,
     io: Io,
-    begun: Instant,
-    homes: Slab<Home>,
-    /// Homes whose semaphores are looked at, not waited for.
-    active: Vec<usize>,
+    /// At most one that is not left.
+    homes: Homes,
+    /// Its semaphores are looked at, not waited for.
+    active: Option<usize>,
     attended: Vec<Attended>,
     events: Vec<Event>,
     kicks_seen: u32,
     kick_awaited: bool,
-    any_rings: bool,
     next_scan: Instant,
-}
-
-/// A session whose semaphores this worker watches.
-struct Home {
-    core: Arc<Core>,
-    /// There is a wait for the semaphore in the kernel.
-    awaited: [bool; 3],
-    active: bool,
-    /// Somebody else's now, or closed; it goes when the kernel waits for nothing of it any more.
-    left: bool,
+    worked_at: Instant,
 }
 
 struct Attended {
@@ -65,31 +60,33 @@ struct Attended {
 }
 
 impl Worker {
-    pub(super) fn new(me: usize, mailboxes: Arc<[Mailbox]>, begun: Instant) -> Worker {
+    pub(super) fn new(me: u32, staff: Arc<Staff>) -> Worker {
         // A write by us must take a file's set-id bits away, as one by its client would.
         if let Err(error) = creds::prepare_thread() {
             tracing::warn!(%error, "CAP_FSETID was not given up: writes keep set-id bits");
         }
+        let begun = staff.begun;
         Worker {
-            me: me as u32,
-            mailboxes,
+            me,
+            staff,
             io: Io::new(),
-            begun,
-            homes: Slab::default(),
-            active: Vec::new(),
+            homes: Homes::default(),
+            active: None,
             attended: Vec::new(),
             events: Vec::new(),
             kicks_seen: 0,
             kick_awaited: false,
-            any_rings: false,
-            next_scan: begun + SCAN_EVERY,
+            next_scan: begun,
+            worked_at: begun,
         }
     }
 
     pub(super) fn run(mut self) {
+        // The number may have been another thread's.
+        self.mailbox().asleep.store(false, Ordering::SeqCst);
         loop {
             let instant = Instant::now();
-            let now = Now { instant, tick: Tick::at(self.begun, instant) };
+            let now = Now { instant, tick: Tick::at(self.staff.begun, instant) };
             let stopping = self.mailbox().stop.load(Ordering::Acquire);
             self.read_mail(instant);
             if self.io.pending() {
@@ -107,20 +104,21 @@ impl Worker {
             }
             worked |= self.look_at_semaphores(instant);
             if instant >= self.next_scan {
-                self.scan_all(instant);
+                self.scan_home(instant);
             }
-            if !worked && !self.linger() {
+            if worked {
+                self.worked_at = instant;
+            } else if !self.linger() {
+                if self.serves_nobody() && !self.park() {
+                    return;
+                }
                 self.sleep();
             }
         }
     }
 
     fn mailbox(&self) -> &Mailbox {
-        &self.mailboxes[self.me as usize]
-    }
-
-    fn mark(&self) -> u32 {
-        self.me + 1
+        self.staff.mailbox(self.me)
     }
 
     fn read_mail(&mut self, now: Instant) {
@@ -131,25 +129,18 @@ impl Worker {
         self.kicks_seen = kicks;
         for letter in self.mailbox().take() {
             match letter {
-                Letter::Home(core) => {
-                    let home = Home { core, awaited: [false; 3], active: false, left: false };
-                    let index = self.homes.insert(home);
-                    self.activate(index, now);
-                }
+                Letter::Home(core) => _ = self.homes.insert(core),
                 Letter::Attend(ring) => self.attend(ring),
             }
+            self.worked_at = now;
         }
-        self.look_for_closed();
-    }
-
-    /// Sessions come and go, and rings of sessions.
-    fn look_for_closed(&mut self) {
-        let closed = |home: &Home| home.core.closing() && !home.left;
-        let closed: Vec<usize> = self.homes.iter().filter(|(_, h)| closed(h)).map(|(i, _)| i).collect();
-        for index in closed {
-            self.leave(index);
+        // Also when somebody kicks without a word: a ring came, or a post woke the home before us.
+        self.homes.leave_closed(&mut self.io);
+        self.active = self.active.filter(|index| self.homes.core(*index).is_some());
+        let home = self.homes.all().next().map(|(index, _)| index);
+        if let Some(index) = home {
+            self.activate(index, now);
         }
-        self.any_rings = self.homes.iter().any(|(_, h)| h.core.ring_count.load(Ordering::Relaxed) > 0);
     }
 
     fn handle_events(&mut self, now: Instant) {
@@ -165,13 +156,8 @@ impl Worker {
                 },
                 Event::Futex(KICK) => self.kick_awaited = false,
                 Event::Futex(token) => {
-                    let (index, priority) = ((token >> 2) as usize, (token & 3) as usize);
-                    let Some(home) = self.homes.get_mut(index) else { continue };
-                    home.awaited[priority] = false;
-                    match home.left {
-                        true if home.awaited == [false; 3] => drop(self.homes.remove(index)),
-                        true => {}
-                        false => self.activate(index, now),
+                    if let Some(index) = self.homes.woken(token, &self.staff) {
+                        self.activate(index, now);
                     }
                 }
             }
@@ -196,11 +182,11 @@ impl Worker {
                 working += 1;
                 if attended.idle {
                     attended.idle = false;
-                    note_pause(&ring, self.begun, now.instant);
+                    note_pause(&ring, self.staff.begun, now.instant);
                 }
             } else if !attended.idle {
                 attended.idle = true;
-                ring.idle_from.store(nanos(self.begun, now.instant), Ordering::Relaxed);
+                ring.idle_from.store(nanos(self.staff.begun, now.instant), Ordering::Relaxed);
             }
         }
         if working > 1 {
@@ -209,53 +195,36 @@ impl Worker {
         working > 0
     }
 
-    /// Several rings have work: another worker that sleeps may take one.
+    /// Several rings have work: another worker may take one.
     fn share(&mut self) {
-        let Some(other) = self.sleeper() else { return };
         let movable = |a: &Attended| a.turn.worked && a.turn.in_flight == 0;
-        if let Some(index) = self.attended.iter().rposition(movable) {
-            let Attended { ring, .. } = self.attended.swap_remove(index);
-            self.hand_over(ring, other);
+        if let Some(index) = self.attended.iter().rposition(movable)
+            && self.staff.hand_over(&self.attended[index].ring, self.me)
+        {
+            self.attended.swap_remove(index);
         }
-    }
-
-    fn sleeper(&self) -> Option<usize> {
-        let asleep = |(i, m): &(usize, &Mailbox)| *i != self.me as usize && m.asleep.load(Ordering::Relaxed);
-        self.mailboxes.iter().enumerate().find(asleep).map(|(i, _)| i)
-    }
-
-    fn hand_over(&self, ring: Arc<Ring>, other: usize) {
-        ring.attended.store(other as u32 + 1, Ordering::SeqCst);
-        self.mailboxes[other].send(Letter::Attend(ring));
     }
 
     fn attend(&mut self, ring: Arc<Ring>) {
         self.attended.push(Attended { ring, turn: Turn::default(), idle: true });
     }
 
-    /// Watches a session awake: its clients need not wake anybody.
+    /// Watches the session awake: its clients need not wake anybody.
     fn activate(&mut self, index: usize, now: Instant) {
-        let Some(home) = self.homes.get_mut(index) else { return };
-        if !home.active {
-            home.active = true;
-            self.active.push(index);
-        }
-        let semaphores = home.core.semaphores.iter().flatten();
-        for (semaphore, _) in semaphores.zip(home.awaited).filter(|(_, awaited)| !awaited) {
-            semaphore.quiet();
-        }
+        self.active = Some(index);
+        self.homes.quiet(index);
         self.scan(index, now);
     }
 
-    /// Looks at all rings of a session, most urgent first, after its semaphores were drained.
+    /// Looks at all rings of the session, most urgent first, after its semaphores were drained.
     fn scan(&mut self, index: usize, now: Instant) -> bool {
-        let Some(home) = self.homes.get(index) else { return false };
+        let Some(core) = self.homes.core(index).cloned() else { return false };
         let mut found = false;
-        for ring in home.core.rings().iter() {
+        for ring in core.rings().iter() {
             match ring.attended.load(Ordering::SeqCst) {
                 0 => found |= self.claim_if_wanted(ring, now),
-                other if other != self.mark() => {
-                    let mailbox = &self.mailboxes[other as usize - 1];
+                other if other != self.me => {
+                    let mailbox = self.staff.mailbox(other);
                     // It sleeps over requests in flight and may not have seen these.
                     if mailbox.asleep.load(Ordering::SeqCst) && ring.demand(now) != Demand::Nothing {
                         mailbox.kick();
@@ -271,56 +240,44 @@ impl Worker {
         if ring.demand(now) == Demand::Nothing {
             return false;
         }
-        let claimed = ring.attended.compare_exchange(0, self.mark(), Ordering::SeqCst, Ordering::SeqCst);
+        let claimed = ring.attended.compare_exchange(0, self.me, Ordering::SeqCst, Ordering::SeqCst);
         if claimed.is_err() {
             return false;
         }
-        match self.sleeper() {
-            Some(other) if !self.attended.is_empty() => self.hand_over(ring.clone(), other),
-            _ => self.attend(ring.clone()),
+        if self.attended.is_empty() || !self.staff.hand_over(ring, self.me) {
+            self.attend(ring.clone());
         }
         true
     }
 
     /// Looks at the values of the semaphores that nobody wakes us for.
     fn look_at_semaphores(&mut self, now: Instant) -> bool {
-        let mut found = false;
-        for i in 0..self.active.len() {
-            let index = self.active[i];
-            let Some(home) = self.homes.get(index) else { continue };
-            if self.all_mine(&home.core) {
-                continue;
-            }
-            let mut posted = false;
-            let semaphores = home.core.semaphores.iter().flatten();
-            for (semaphore, _) in semaphores.zip(home.awaited).filter(|(_, awaited)| !awaited) {
-                if semaphore.posted() {
-                    semaphore.quiet();
-                    posted = true;
-                }
-            }
-            found |= posted && self.scan(index, now);
+        let Some(index) = self.active else { return false };
+        let Some(core) = self.homes.core(index) else { return false };
+        if self.attended.len() == core.ring_count.load(Ordering::Relaxed) as usize {
+            return false;
         }
-        found
-    }
-
-    fn all_mine(&self, core: &Core) -> bool {
-        let mine = self.attended.iter().filter(|a| std::ptr::eq(&*a.ring.core, core)).count();
-        mine == core.ring_count.load(Ordering::Relaxed) as usize
+        self.homes.posted(index) && self.scan(index, now)
     }
 
     /// For clients that submit without a post, and for what must happen some time.
-    fn scan_all(&mut self, now: Instant) {
+    fn scan_home(&mut self, now: Instant) {
         self.next_scan = now + SCAN_EVERY;
-        let all: Vec<usize> = self.homes.iter().filter(|(_, h)| !h.left).map(|(i, _)| i).collect();
-        for index in all {
-            self.scan(index, now);
-            let Some(home) = self.homes.get(index) else { continue };
-            for ring in home.core.rings().iter() {
-                ring.drop_closed();
-            }
+        self.homes.leave_closed(&mut self.io);
+        let home = self.homes.all().next().map(|(index, core)| (index, core.clone()));
+        let Some((index, core)) = home else { return };
+        self.scan(index, now);
+        let rings = core.rings();
+        let nobody = rings.iter().all(|ring| ring.attended.load(Ordering::SeqCst) == 0);
+        let quiet =
+            nobody && self.io.in_flight() == 0 && now.saturating_duration_since(self.worked_at) > STAY;
+        for ring in rings.iter() {
+            if quiet { ring.forget() } else { ring.drop_closed() }
         }
-        self.look_for_closed();
+        if quiet {
+            self.leave(index);
+            self.staff.watch(&core);
+        }
     }
 
     /// Looks for the next request a little longer, where that lately paid. Was there one?
@@ -329,6 +286,15 @@ impl Worker {
         if self.io.in_flight() > 0 || !self.attended.iter().any(pays) {
             return false;
         }
+        // More than there are cores would take them from each other.
+        let staff = self.staff.clone();
+        let others = staff.lingering.fetch_add(1, Ordering::Relaxed) as usize;
+        let found = others < staff.share && self.look_for_more();
+        staff.lingering.fetch_sub(1, Ordering::Relaxed);
+        found
+    }
+
+    fn look_for_more(&mut self) -> bool {
         let begun = Instant::now();
         let mut now = begun;
         while now - begun < LINGER {
@@ -346,13 +312,36 @@ impl Worker {
         false
     }
 
+    fn serves_nobody(&self) -> bool {
+        self.attended.is_empty() && self.io.in_flight() == 0 && self.homes.all().next().is_none()
+    }
+
+    /// Waits for a session to serve. `false`: there was none for long, and the thread may end.
+    fn park(&mut self) -> bool {
+        if !self.staff.retire(self.me) {
+            return true;
+        }
+        let mut longest = Some(PARK);
+        while self.mailbox().kicks.load(Ordering::SeqCst) == self.kicks_seen {
+            let begun = Instant::now();
+            self.sleep_until(longest);
+            if longest.is_some_and(|longest| begun.elapsed() >= longest) {
+                if self.staff.may_end(self.me) {
+                    return false;
+                }
+                longest = None;
+            }
+        }
+        true
+    }
+
     fn sleep(&mut self) {
         let now = Instant::now();
         if self.let_go(now) || !self.ask_to_be_woken(now) {
             return;
         }
         let deadline = self.attended.iter().filter_map(|a| a.turn.deadline).min();
-        let scan = self.any_rings.then_some(self.next_scan);
+        let scan = self.homes.all().next().map(|_| self.next_scan);
         let until = deadline.into_iter().chain(scan).min();
         self.sleep_until(until.map(|until| until.saturating_duration_since(now)));
     }
@@ -365,23 +354,24 @@ impl Worker {
     }
 
     fn sleep_until(&mut self, timeout: Option<Duration>) {
+        let mailbox = self.staff.mailbox(self.me);
         if !self.kick_awaited {
             self.kick_awaited = true;
-            self.io.wait_for(KICK, &self.mailboxes[self.me as usize].kicks, self.kicks_seen);
+            self.io.wait_for(KICK, &mailbox.kicks, self.kicks_seen);
         }
         // See `Mailbox::kick`.
-        self.mailbox().asleep.store(true, Ordering::SeqCst);
-        if self.mailbox().kicks.load(Ordering::SeqCst) == self.kicks_seen {
+        mailbox.asleep.store(true, Ordering::SeqCst);
+        if mailbox.kicks.load(Ordering::SeqCst) == self.kicks_seen {
             self.io.sleep(timeout, &mut self.events);
         }
-        self.mailbox().asleep.store(false, Ordering::SeqCst);
+        mailbox.asleep.store(false, Ordering::SeqCst);
         self.handle_events(Instant::now());
     }
 
     /// Lets go of idle rings, so that whoever is awake can take them. Did one get work meanwhile?
     fn let_go(&mut self, now: Instant) -> bool {
         let mut found = false;
-        let (io_full, mark) = (!self.io.has_room(), self.mark());
+        let (io_full, me) = (!self.io.has_room(), self.me);
         self.attended.retain_mut(|attended| {
             let Attended { ring, turn, .. } = attended;
             if turn.in_flight > 0 || turn.deadline.is_some() {
@@ -394,76 +384,43 @@ impl Worker {
                 Demand::Work => found |= !io_full,
                 Demand::Later(at) => turn.deadline = Some(at),
             }
-            ring.attended.compare_exchange(0, mark, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+            ring.attended.compare_exchange(0, me, Ordering::SeqCst, Ordering::SeqCst).is_ok()
         });
         found
     }
 
-    /// Makes sure that somebody is woken for every session that we watch. `false`: there is work.
+    /// Makes sure that somebody is woken for the session that we watch. `false`: there is work.
     fn ask_to_be_woken(&mut self, now: Instant) -> bool {
-        while let Some(index) = self.active.pop() {
-            let Some(home) = self.homes.get_mut(index) else { continue };
-            home.active = false;
-            if home.left {
-                continue;
-            }
-            if let Some(other) = self.awake_elsewhere(index) {
-                let core = self.leave(index);
-                self.mailboxes[other].send(Letter::Home(core));
-                continue;
-            }
-            let Some(home) = self.homes.get(index) else { continue };
-            let semaphores = home.core.semaphores.iter().flatten();
-            for (semaphore, _) in semaphores.zip(home.awaited).filter(|(_, awaited)| !awaited) {
-                semaphore.expect_wake();
-            }
-            if self.scan(index, now) {
-                self.activate(index, now);
-                return false;
-            }
-            self.wait_for_posts(index);
+        let Some(index) = self.active.take() else { return true };
+        let Some(core) = self.homes.core(index).cloned() else { return true };
+        if let Some(other) = self.awake_elsewhere(&core)
+            && self.staff.move_home(&core, other)
+        {
+            self.leave(index);
+            return true;
         }
+        self.homes.expect_wake(index);
+        if self.scan(index, now) {
+            self.activate(index, now);
+            return false;
+        }
+        self.homes.wait(index, &mut self.io);
         true
     }
 
-    fn wait_for_posts(&mut self, index: usize) {
-        let Some(home) = self.homes.get_mut(index) else { return };
-        for (priority, semaphore) in home.core.semaphores.iter().flatten().enumerate() {
-            if !home.awaited[priority]
-                && let Some(futex) = semaphore.futex()
-            {
-                home.awaited[priority] = true;
-                self.io.wait_for((index as u64) << 2 | priority as u64, futex, 0);
-            }
-        }
-    }
-
     /// Another worker that is awake and attends a ring of this session.
-    fn awake_elsewhere(&self, index: usize) -> Option<usize> {
-        let rings = self.homes.get(index)?.core.rings();
+    fn awake_elsewhere(&self, core: &Core) -> Option<u32> {
+        let rings = core.rings();
         let mut others = rings.iter().map(|ring| ring.attended.load(Ordering::SeqCst));
-        let other = others.find(|other| {
-            *other != 0 && *other != self.mark() && {
-                let mailbox = &self.mailboxes[*other as usize - 1];
-                !mailbox.asleep.load(Ordering::SeqCst)
-            }
-        })?;
-        Some(other as usize - 1)
+        others.find(|other| {
+            *other != 0 && *other != self.me && !self.staff.mailbox(*other).asleep.load(Ordering::SeqCst)
+        })
     }
 
     /// Is not home of this session any more.
-    fn leave(&mut self, index: usize) -> Arc<Core> {
-        let home = self.homes.get_mut(index).expect("the caller has looked it up");
-        home.left = true;
-        let core = home.core.clone();
-        for (priority, _) in home.awaited.iter().enumerate().filter(|(_, awaited)| **awaited) {
-            self.io.cancel((index as u64) << 2 | priority as u64);
-        }
-        if home.awaited == [false; 3] {
-            self.homes.remove(index);
-        }
-        self.active.retain(|active| *active != index);
-        core
+    fn leave(&mut self, index: usize) {
+        self.homes.leave(index, &mut self.io);
+        self.active = None;
     }
 }
 

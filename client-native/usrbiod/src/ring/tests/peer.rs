@@ -16,7 +16,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use usrbio_wire::{Args, ClientRing, Cqe, Geometry, Priority};
@@ -31,6 +31,38 @@ pub(super) struct FewFiles {
     files: Mutex<HashMap<Ino, Arc<BackingFile>>>,
     pub(super) written: AtomicU32,
     pub(super) looked_up: AtomicU32,
+    /// Storage of the inodes [`HANGS_AT_LOOKUP`] and [`HANGS_WHEN_TOLD`].
+    pub(super) hung: Gate,
+}
+
+/// Looking it up takes until the gate opens.
+pub(super) const HANGS_AT_LOOKUP: u64 = 900;
+/// Telling that it was written takes until the gate opens.
+pub(super) const HANGS_WHEN_TOLD: u64 = 901;
+
+/// Where threads wait until it opens, at once if it was never closed.
+#[derive(Default)]
+pub(super) struct Gate {
+    closed: Mutex<bool>,
+    changed: Condvar,
+    pub(super) waiting: AtomicU32,
+}
+
+impl Gate {
+    pub(super) fn close(&self) {
+        *self.closed.lock().unwrap() = true;
+    }
+
+    pub(super) fn open(&self) {
+        *self.closed.lock().unwrap() = false;
+        self.changed.notify_all();
+    }
+
+    fn pass(&self) {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        drop(self.changed.wait_while(self.closed.lock().unwrap(), |closed| *closed).unwrap());
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl FewFiles {
@@ -55,17 +87,38 @@ impl FewFiles {
         self.files.lock().unwrap().insert(Ino(ino), file.clone());
         file
     }
+
+    /// A file whose direct reads or writes of whole blocks never end: a pipe's, which is kept by the caller.
+    pub(super) fn add_endless(&self, ino: u64, fd: OwnedFd) {
+        let file = BackingFile {
+            direct: Some(fd.try_clone().unwrap()),
+            fd,
+            node: NodeId(ino),
+            ino: Ino(ino),
+            unlinked: false,
+            in_memory: false,
+            closed: AtomicBool::new(false),
+            dense_end: AtomicU64::new(u64::MAX),
+        };
+        self.files.lock().unwrap().insert(Ino(ino), Arc::new(file));
+    }
 }
 
 impl Files for FewFiles {
     fn ring_file(&self, ino: Ino, owner: &Owner, _write: bool) -> Result<Arc<BackingFile>> {
         self.looked_up.fetch_add(1, Ordering::Relaxed);
+        if ino == Ino(HANGS_AT_LOOKUP) {
+            self.hung.pass();
+        }
         if ino == Ino(403) || owner.uid == 403 {
             return Err(Errno::ACCESS);
         }
         self.files.lock().unwrap().get(&ino).cloned().ok_or(Errno::BADF)
     }
-    fn written(&self, _: &BackingFile) {
+    fn written(&self, file: &BackingFile) {
+        if file.ino == Ino(HANGS_WHEN_TOLD) {
+            self.hung.pass();
+        }
         self.written.fetch_add(1, Ordering::Relaxed);
     }
 }
