@@ -109,7 +109,7 @@ impl SessionRings {
 
     /// Registers `name` for the shared memory at `target`: opens, checks, maps, and for a ring starts to serve it. All of
     /// it is done when this returns. Errors as in the contract: `EINVAL` for the name (`EIO` for its UUID), `EACCES` for
-    /// the memory, `EMFILE` at a limit, `EEXIST` for a name that is there.
+    /// the memory, `EMFILE` at a limit, `EEXIST` for a name or an Iov's id that is there.
     pub fn register(&self, name: &str, target: &str, owner: &Owner) -> Result<ObjectInfo> {
         let parsed = parse(name)?;
         let shm = self.shm.as_ref().ok_or(Errno::ACCESS)?;
@@ -124,6 +124,7 @@ impl SessionRings {
         if objects.by_name.contains_key(name) {
             return Err(Errno::EXIST);
         }
+        self.check_id(&plan)?;
         self.check_limits(&objects, &plan)?;
         let map = SharedMap::new(&fd, plan.len, true).map_err(|_| Errno::ACCESS)?;
         if let Some((_, geometry)) = plan.ring {
@@ -157,6 +158,13 @@ impl SessionRings {
             return Err(Errno::MFILE);
         }
         Ok(Plan { name, ring: Some((attrs, geometry)), len })
+    }
+
+    /// Requests name an Iov by its id: nobody may put another one in its place, under whatever name.
+    fn check_id(&self, plan: &Plan) -> Result<()> {
+        let iovs = self.core.iovs.read().unwrap_or_else(PoisonError::into_inner);
+        let taken = plan.ring.is_none() && iovs.contains_key(&plan.name.id);
+        if taken { Err(Errno::EXIST) } else { Ok(()) }
     }
 
     fn check_limits(&self, objects: &Objects, plan: &Plan) -> Result<()> {
@@ -211,7 +219,6 @@ impl SessionRings {
         match &object.memory {
             Memory::Iov(iov) => {
                 objects.iov_bytes += plan.len;
-                // The same id under another name takes over.
                 self.core.iovs.write().unwrap_or_else(PoisonError::into_inner).insert(iov.id, iov.clone());
                 self.core.changed();
             }
@@ -244,7 +251,7 @@ impl SessionRings {
         match &object.memory {
             Memory::Iov(iov) => {
                 objects.iov_bytes -= object.info.len;
-                self.forget_iov(objects, iov);
+                self.forget_iov(iov);
             }
             Memory::Ring(ring) => {
                 objects.rings -= 1;
@@ -258,18 +265,8 @@ impl SessionRings {
         Some(object)
     }
 
-    fn forget_iov(&self, objects: &Objects, iov: &Arc<Iov>) {
-        let mut iovs = self.core.iovs.write().unwrap_or_else(PoisonError::into_inner);
-        if iovs.get(&iov.id).is_some_and(|known| Arc::ptr_eq(known, iov)) {
-            iovs.remove(&iov.id);
-            // Another name may have had the same id before.
-            let twin = objects.by_name.values().find_map(|object| match &object.memory {
-                Memory::Iov(other) if other.id == iov.id => Some(other.clone()),
-                _ => None,
-            });
-            iovs.extend(twin.map(|twin| (iov.id, twin)));
-        }
-        drop(iovs);
+    fn forget_iov(&self, iov: &Iov) {
+        self.core.iovs.write().unwrap_or_else(PoisonError::into_inner).remove(&iov.id);
         self.core.changed();
         // An idle ring would keep the memory until its next request, which would then wait for the unmapping. A ring
         // that is busy lets go of it by itself, or the workers' scan sees to it.
@@ -386,6 +383,7 @@ impl SessionRings {
             Some(ring) => (slot(record.journal_sq, ring)?, slot(record.journal_cq, ring)?),
             None => (Slot::ZERO, Slot::ZERO),
         };
+        self.check_id(&plan)?;
         let map = SharedMap::new(&fd, plan.len, true)?;
         let object = self.object(name, target, &owner, number, &plan, fd, map, positions);
         if let Memory::Ring(ring) = &object.memory {

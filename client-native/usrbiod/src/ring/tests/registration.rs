@@ -93,27 +93,50 @@ fn limits_are_emfile() {
 }
 
 #[test]
-fn the_same_name_is_eexist_and_the_same_id_takes_over() {
+fn nobody_puts_another_iov_in_the_place_of_one_that_is_registered() {
     let server = Server::stepped();
     server.files.add(7, &server.data_file("f", b"0123456789"));
-    let client = server.client(4, ".r0.t0");
-    let again = server.rings.register(&client.iov_name, "/dev/shm/other", &ME);
-    assert_eq!(again, Err(Errno::EXIST));
+    let client = server.client_of(USER, 4, ".r0.t0");
     let answer = |client: &Client| {
         client.push(0, client.args(7, 4095, 0, 2));
         server.serve(&mut crate::ring::io::Io::new(), std::time::Instant::now());
         client.results()[0]
     };
     assert_eq!(answer(&client), 2);
-    server.shm_file("other", 4096);
-    let twin = format!("{}.b4096", client.iov_name);
-    server.rings.register(&twin, "/dev/shm/other", &ME).unwrap();
-    assert_eq!(answer(&client), errno(Errno::INVAL), "the other buffer ends there");
-    let root = Owner { uid: 0, gid: 0, tgid: 1, start: 1 };
-    server.rings.unregister(&twin, &root).unwrap();
-    assert_eq!(answer(&client), 2, "the first one is back");
-    server.rings.unregister(&client.iov_name, &root).unwrap();
+    let other = server.shm_file("other", 4096);
+    other.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    let same_id =
+        [client.iov_name.clone(), format!("{}.b4096", client.iov_name), client.iov_name.to_uppercase()];
+    for owner in [ME, USER, Owner { uid: 1002, tgid: 51, ..USER }] {
+        for name in &same_id {
+            let again = server.rings.register(name, "/dev/shm/other", &owner);
+            assert_eq!(again, Err(Errno::EXIST), "{name} of {owner:?}");
+        }
+        assert_eq!(answer(&client), 2, "the memory that was registered is used");
+    }
+    server.rings.unregister(&client.iov_name, &USER).unwrap();
     assert_eq!(answer(&client), errno(Errno::INVAL));
+    assert!(server.rings.register(&same_id[1], "/dev/shm/other", &USER).is_ok(), "the id is free again");
+}
+
+#[test]
+fn a_successor_lets_no_iov_take_the_place_of_another_either() {
+    let server = Server::stepped();
+    let client = server.client(4, ".r0.t0");
+    let second = server.client_of(USER, 4, ".r0.t0");
+    let number = server.rings.find(&second.iov_name).unwrap().number;
+    // As a predecessor has written it that did not refuse.
+    let mut record = server.state.objects.get(number).unwrap();
+    let twin = format!("{}.b4096", client.iov_name);
+    record.name[..twin.len()].copy_from_slice(twin.as_bytes());
+    record.name_len = twin.len() as u32;
+    let mut fds = server.kept_fds();
+    fds.insert(twin.clone(), fds[&second.iov_name].try_clone().unwrap());
+    server.state.objects.remove(number);
+    server.state.objects.insert(&record).unwrap();
+    let next = server.successor(Engine::idle(), fds);
+    assert!(next.rings.find(&client.iov_name).is_some() != next.rings.find(&twin).is_some());
+    assert_eq!(next.rings.core().iovs.read().unwrap().len(), 1);
 }
 
 #[test]
