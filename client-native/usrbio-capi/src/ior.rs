@@ -304,6 +304,7 @@ fn prep(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn hf3fs_submit_ios(ior: *const CIor) -> c_int {
     guard("hf3fs_submit_ios", -libc::EIO, || {
+        TABLE.next_batch();
         // SAFETY: the caller's promise is the same.
         match unsafe { ring(ior) }.map(RingCore::submit) {
             None => -libc::EINVAL,
@@ -342,6 +343,7 @@ pub unsafe extern "C" fn hf3fs_wait_for_ios(
                 deadline => deadline,
             },
         };
+        TABLE.next_batch();
         match ring.wait(usize::try_from(min_results).unwrap_or(0), out, deadline) {
             // At most `cqec`.
             Ok(count) => count as c_int,

@@ -128,6 +128,11 @@ pub enum PrepError {
     /// The fd is not registered.
     #[error("fd {0} is not registered")]
     NotRegistered(i32),
+    /// The fd was closed after it was registered, and another file has its number now.
+    #[error(
+        "fd {0} is another file than the one that was registered: that was closed without hf3fs_dereg_fd; register the new one"
+    )]
+    Replaced(i32),
     /// The file was opened for the other direction only.
     #[error("the file was not opened for this direction")]
     Access,
@@ -149,7 +154,7 @@ impl PrepError {
             PrepError::Direction | PrepError::Empty | PrepError::OutOfIov { .. } | PrepError::BadFd(_) => {
                 libc::EINVAL
             }
-            PrepError::NotRegistered(_) => libc::EBADF,
+            PrepError::NotRegistered(_) | PrepError::Replaced(_) => libc::EBADF,
             PrepError::Access => libc::EACCES,
             PrepError::Full => libc::EAGAIN,
             PrepError::Forked => libc::ECHILD,

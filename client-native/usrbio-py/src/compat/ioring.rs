@@ -104,6 +104,7 @@ impl Ioring {
 
     /// Tells the daemon of what was prepared; `self`, for chaining.
     fn submit(slf: Bound<'_, Self>) -> PyResult<Bound<'_, Self>> {
+        TABLE.next_batch();
         slf.get().core()?.submit().map_err(raise)?;
         Ok(slf)
     }
@@ -123,6 +124,7 @@ impl Ioring {
         let max = usize::try_from(max_results).unwrap_or(0).max(min).max(1).min(core.entries() as usize);
         let until = timeout.map(|timeout| Ok::<_, PyErr>(Instant::now() + seconds(timeout)?)).transpose()?;
         let mut places = vec![MaybeUninit::<Cqe>::uninit(); max];
+        TABLE.next_batch();
         loop {
             let left =
                 until.map_or(SLICE, |until| until.saturating_duration_since(Instant::now()).min(SLICE));
