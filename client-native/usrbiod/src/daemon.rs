@@ -68,6 +68,7 @@ impl Daemon {
             keeper: Arc::default(),
             locks: Arc::new(LockTable::default()),
             fds: FdCache::new(cached as usize),
+            folders: Arc::default(),
             pool: Arc::new(pool),
             engine,
             notifier: Notifier::default(),

@@ -4,7 +4,7 @@
 use crate::clients::ClientWatch;
 use crate::control::Keeper;
 use crate::fs::locks::LockTable;
-use crate::fs::{FdCache, Fs, Keeping, Space};
+use crate::fs::{FdCache, Folders, Fs, Keeping, Space};
 use crate::fuse::{Channel, Notifier, Pool, asked};
 use crate::metrics::SessionMetrics;
 use crate::ring::{Engine, RingsConfig, SessionRings};
@@ -104,7 +104,8 @@ pub struct Session {
     pub virt: Virt,
 }
 
-/// What all sessions of a daemon share.
+/// What all sessions of a daemon share. Clones are the same.
+#[derive(Clone)]
 pub struct Shared {
     /// Who keeps fds.
     pub keeper: Arc<Keeper>,
@@ -112,6 +113,8 @@ pub struct Shared {
     pub locks: Arc<LockTable>,
     /// `O_PATH` fds of nodes.
     pub fds: Arc<FdCache>,
+    /// Which sessions serve the same files.
+    pub folders: Arc<Folders>,
     /// The FUSE workers.
     pub pool: Arc<Pool>,
     /// The ring workers.
@@ -136,7 +139,8 @@ impl Session {
         let metrics = Arc::new(SessionMetrics::default());
         let keeping = Keeping::new(shared.keeper.clone(), config.name.clone(), kept.as_mut());
         let (read_only, cache) = (config.read_only, shared.fds.clone());
-        let fs = Arc::new(Fs::new(channel.clone(), state.clone(), fds.backing, read_only, cache, keeping)?);
+        let fs = Fs::new(channel.clone(), state.clone(), fds.backing, read_only, cache, keeping)?;
+        let fs = shared.folders.join(fs, kept.is_some());
         fs.set_space(config.space);
         let rings = RingsConfig {
             session: config.name.clone(),

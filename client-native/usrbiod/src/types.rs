@@ -85,6 +85,8 @@ pub struct Attr {
     pub rdev: u32,
     /// Preferred I/O size.
     pub blksize: u32,
+    /// Seconds for which the kernel may keep these, and the name that they were found by.
+    pub valid: u32,
 }
 
 /// A name that was resolved.

@@ -173,7 +173,7 @@ fn read_request(session: &Session, opcode: u32) -> InHeader {
             },
             Op::Getattr(_) => {
                 let attr = session.fs.getattr(request.node).unwrap();
-                answer(fuse, request.unique, reply::attr(request.node, &attr).as_bytes());
+                answer(fuse, request.unique, reply::attr(&attr).as_bytes());
             }
             Op::Release(arg) => {
                 session.fs.release(request.node, arg.fh);

@@ -30,7 +30,7 @@ fn wait_for_lookup(session: &Session, name: &CStr) {
             }
             Op::Getattr(_) => {
                 let attr = session.fs.getattr(request.node).unwrap();
-                let body = reply::attr(request.node, &attr);
+                let body = reply::attr(&attr);
                 let header =
                     OutHeader { len: 16 + size_of_val(&body) as u32, error: 0, unique: request.unique };
                 rustix::io::write(&session.channel.fd, &[header.as_bytes(), body.as_bytes()].concat())

@@ -71,7 +71,7 @@ impl Fs {
                 rustix::fs::ftruncate(file, size)?;
             }
         }
-        self.opens.for_files(node, super::BackingFile::may_have_holes);
+        self.holes_made(node);
         Ok(())
     }
 

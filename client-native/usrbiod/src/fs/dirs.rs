@@ -146,7 +146,8 @@ impl Fs {
             ino = 1;
         }
         let mut entry = None;
-        if plus && !dots {
+        // What may not be kept need not be looked up.
+        if plus && !dots && !self.folder.is_shared() {
             let name = CString::new(found.name).map_err(|_| Errno::IO)?;
             match self.nodes.lookup(dir, &name) {
                 Ok((node, stat)) => entry = Some(Entry { node, attr: self.nodes.attr(&stat) }),

@@ -40,7 +40,10 @@ impl Fs {
     pub(super) fn open_as(&self, node: NodeId, opener: Opener, made: Option<OwnedFd>) -> Result<Opened> {
         let direct = opener.flags.contains(OFlags::DIRECT);
         let (fh, backing_id) = self.opens.open(&self.nodes, node, opener, made)?;
-        Ok(Opened { fh, backing_id, direct_io: direct && backing_id.is_none() })
+        // What another session writes would not be seen in pages that the kernel keeps of a file in this one.
+        let direct_io =
+            (direct || self.folder.is_shared() && self.channel.maps_uncached()) && backing_id.is_none();
+        Ok(Opened { fh, backing_id, direct_io })
     }
 
     /// FUSE_RELEASE. A handle that is not open is no error: a predecessor may have released it.
@@ -110,13 +113,18 @@ impl Fs {
         prepare_thread()?;
         let file = self.opens.file(&self.nodes, node, fh, true)?;
         let result = rustix::fs::fallocate(&file.fd, FallocateFlags::from_bits_retain(mode), offset, len);
-        self.opens.for_files(node, BackingFile::may_have_holes);
+        self.holes_made(node);
         result
     }
 
-    /// Somebody else punched holes into the file of `node`.
+    /// The file of `node` may have new holes, or be shorter: rings of all sessions must know.
     pub fn holes_made(&self, node: NodeId) {
         self.opens.for_files(node, BackingFile::may_have_holes);
+        if let Ok(key) = self.nodes.key(node) {
+            for (fs, node) in self.elsewhere(key) {
+                fs.opens.for_files(node, BackingFile::may_have_holes);
+            }
+        }
     }
 
     /// FUSE_LSEEK: `SEEK_DATA` or `SEEK_HOLE`.
@@ -149,7 +157,7 @@ impl Fs {
         let len = len.min(MAX_RW) as usize;
         let done = rustix::fs::copy_file_range(&source.fd, Some(&mut at), &target.fd, Some(&mut to_at), len)?;
         // Holes are copied as holes.
-        self.opens.for_files(to.0, BackingFile::may_have_holes);
+        self.holes_made(to.0);
         Ok(done)
     }
 }

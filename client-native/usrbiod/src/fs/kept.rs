@@ -2,7 +2,7 @@
 //! inodes: the peer gets an fd of each, so that they outlive this process.
 
 use super::Fs;
-use super::nodes::Nodes;
+use super::nodes::{Key, Nodes, key_of};
 use crate::control::Keeper;
 use crate::types::{NodeId, Result};
 use rustix::fs::{AtFlags, FileType};
@@ -62,26 +62,36 @@ impl Fs {
     /// Runs `remove`, which takes `name` from `dir` (by removal, or by a rename over it), such that the file outlives
     /// this process if it is open.
     pub fn removing<T>(&self, dir: impl AsFd, name: &CStr, remove: impl FnOnce() -> Result<T>) -> Result<T> {
-        let Some(node) = self.last_name(dir, name) else { return remove() };
-        let kept = self.opens.keep(&self.nodes, node);
+        let Some(key) = self.last_name(dir, name) else { return remove() };
+        let kept = self.keep(key);
+        let elsewhere: Vec<_> = self.elsewhere(key).into_iter().filter(|(fs, _)| fs.keep(key)).collect();
         let result = remove();
         if result.is_ok() {
             // It may have been opened since.
-            self.opens.keep(&self.nodes, node);
-        } else if kept {
-            self.opens.unkeep(node);
+            self.keep(key);
+            for (fs, _) in self.elsewhere(key) {
+                fs.keep(key);
+            }
+        } else {
+            let own = kept.then(|| self.nodes.by_key(key)).flatten();
+            own.into_iter().for_each(|node| self.opens.unkeep(node));
+            elsewhere.iter().for_each(|(fs, node)| fs.opens.unkeep(*node));
         }
         result
     }
 
-    /// The node of a regular file that has no other name, if it may be open without a backing file in the kernel.
-    fn last_name(&self, dir: impl AsFd, name: &CStr) -> Option<NodeId> {
-        if !self.opens.any_without_passthrough() {
+    fn keep(&self, key: Key) -> bool {
+        self.nodes.by_key(key).is_some_and(|node| self.opens.keep(&self.nodes, node))
+    }
+
+    /// The inode of a regular file that has no other name, if it may be open without a backing file in the kernel.
+    fn last_name(&self, dir: impl AsFd, name: &CStr) -> Option<Key> {
+        if !self.any_without_passthrough() {
             return None;
         }
         let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
         let last = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink <= 1;
-        if last { self.nodes.by_stat(&stat) } else { None }
+        last.then(|| key_of(&stat))
     }
 
     /// Duplicates of the fds that the peer should have, by key.

@@ -11,6 +11,8 @@ mod attrs;
 mod backing;
 mod dirs;
 mod fd_cache;
+mod folders;
+mod gone;
 mod io;
 mod kept;
 pub mod locks;
@@ -24,6 +26,7 @@ mod types;
 
 pub use backing::BackingFile;
 pub use fd_cache::FdCache;
+pub use folders::Folders;
 pub use kept::Keeping;
 pub use space::Space;
 pub use types::{DirEntry, Opened, SetAttr, SetTime, Statfs, Statx};
@@ -31,9 +34,10 @@ pub use types::{DirEntry, Opened, SetAttr, SetTime, Statfs, Statx};
 use crate::fuse::{Channel, Note};
 use crate::state::SessionState;
 use crate::types::{Errno, Ino, NodeId, Owner, Result};
+use gone::Gone;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// The backing directory of one session as a file system.
 pub struct Fs {
@@ -43,6 +47,9 @@ pub struct Fs {
     opens: opens::Opens,
     dirs: dirs::Dirs,
     space: Mutex<Space>,
+    folder: Arc<folders::Folder>,
+    folders: OnceLock<Arc<Folders>>,
+    gone: Gone,
 }
 
 impl Fs {
@@ -56,11 +63,21 @@ impl Fs {
         fds: Arc<FdCache>,
         mut keeping: Keeping,
     ) -> Result<Fs> {
-        let nodes = nodes::Nodes::new(state.clone(), backing, fds)?;
+        let nodes = nodes::Nodes::new(state.clone(), backing, read_only, fds)?;
         let kept = keeping.return_to(&nodes);
         let opens = opens::Opens::new(state, channel.clone(), &nodes, keeping);
         opens.resume_kept(&nodes, kept);
-        Ok(Fs { channel, read_only, nodes, opens, dirs: dirs::Dirs::default(), space: Mutex::default() })
+        Ok(Fs {
+            channel,
+            read_only,
+            folder: nodes.folder().clone(),
+            folders: OnceLock::new(),
+            nodes,
+            opens,
+            dirs: dirs::Dirs::default(),
+            space: Mutex::default(),
+            gone: Gone::default(),
+        })
     }
 
     fn writable(&self) -> Result<()> {

@@ -41,6 +41,7 @@ impl Fs {
     /// FUSE_FORGET, and each part of FUSE_BATCH_FORGET.
     pub fn forget(&self, node: NodeId, nlookup: u64) {
         self.nodes.forget(node, nlookup, || self.opens.find(node).is_some());
+        self.gone.forget(node);
     }
 
     /// FUSE_SYMLINK.

@@ -6,6 +6,7 @@
 //! find such a node again and answers `ESTALE`, unless the peer kept an fd of it. With such an fd it needs no handle.
 
 use super::fd_cache::FdCache;
+use super::folders::Folder;
 use crate::state::SessionState;
 use crate::state::records::{HANDLE_MAX, NodeRec};
 use crate::sys::handle::FileHandle;
@@ -43,6 +44,7 @@ pub(super) struct Nodes {
     pinned: RwLock<HashMap<NodeId, Arc<OwnedFd>>>,
     cache: Arc<FdCache>,
     session: u32,
+    folder: Arc<Folder>,
 }
 
 /// A live node: its record and its index in the table.
@@ -54,15 +56,21 @@ fn node_at(index: u32) -> NodeId {
     NodeId(u64::from(index) + 2)
 }
 
-fn key_of(stat: &Stat) -> Key {
+pub(super) fn key_of(stat: &Stat) -> Key {
     (stat.st_dev, stat.st_ino)
 }
 
 impl Nodes {
-    pub fn new(state: Arc<SessionState>, root: OwnedFd, cache: Arc<FdCache>) -> Result<Nodes> {
+    pub fn new(
+        state: Arc<SessionState>,
+        root: OwnedFd,
+        read_only: bool,
+        cache: Arc<FdCache>,
+    ) -> Result<Nodes> {
         let root_key = key_of(&rustix::fs::fstat(&root)?);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let mount = rustix::fs::openat(&root, c".", flags, Mode::empty())?;
+        let folder = Arc::new(Folder::new(&root, root_key, read_only)?);
         let nodes = Nodes {
             state,
             root: Arc::new(root),
@@ -73,6 +81,7 @@ impl Nodes {
             pinned: RwLock::default(),
             session: cache.session(),
             cache,
+            folder,
         };
         for (index, rec) in nodes.state.nodes.iter() {
             let key = (rec.dev, rec.ino);
@@ -137,6 +146,7 @@ impl Nodes {
             gid: stat.st_gid,
             rdev: stat.st_rdev as u32,
             blksize: u32::try_from(stat.st_blksize).unwrap_or(4096),
+            valid: self.folder.valid(),
         }
     }
 
@@ -291,9 +301,13 @@ impl Nodes {
         }
     }
 
+    /// The folder that they are in.
+    pub fn folder(&self) -> &Arc<Folder> {
+        &self.folder
+    }
+
     /// The newest node of an inode.
-    pub fn by_stat(&self, stat: &Stat) -> Option<NodeId> {
-        let key = key_of(stat);
+    pub fn by_key(&self, key: Key) -> Option<NodeId> {
         self.shard(key).get(&key).copied().map(node_at)
     }
 

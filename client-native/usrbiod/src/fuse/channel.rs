@@ -58,6 +58,11 @@ impl Channel {
         self.asked & self.agreed() & init::PASSTHROUGH != 0
     }
 
+    /// Can files that are open without the page cache be mapped (Linux 6.6)?
+    pub fn maps_uncached(&self) -> bool {
+        self.agreed() & init::DIRECT_IO_ALLOW_MMAP != 0
+    }
+
     /// Reads one request. `EAGAIN`: there is none. `ENODEV`: unmounted. `ENOENT`: it was aborted meanwhile.
     pub(super) fn read(&self, buffer: &mut [u8]) -> Result<usize> {
         rustix::io::read(&self.fd, buffer)

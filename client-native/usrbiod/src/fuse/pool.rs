@@ -492,6 +492,7 @@ mod tests {
         let parts = crate::session::Shared {
             keeper: Arc::default(),
             locks: Arc::default(),
+            folders: Arc::default(),
             fds: FdCache::new(10),
             pool: pool.clone(),
             engine: Engine::start(1).unwrap(),

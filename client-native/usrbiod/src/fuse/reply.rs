@@ -2,7 +2,7 @@
 
 use super::abi::{self, AttrOut, EntryOut, OpenOut, StatfsOut, StatxOut, SxTime, fopen};
 use crate::fs::{Opened, Statfs, Statx};
-use crate::types::{Attr, Entry, Errno, NodeId, Result};
+use crate::types::{Attr, Entry, Errno, Result};
 use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 /// Writes `value` at the start of `body`; its length.
@@ -15,12 +15,6 @@ pub fn put<T: IntoBytes + Immutable>(body: &mut [u8], value: &T) -> Result<usize
 pub fn put_bytes(body: &mut [u8], bytes: &[u8]) -> Result<usize> {
     body.get_mut(..bytes.len()).ok_or(Errno::OVERFLOW)?.copy_from_slice(bytes);
     Ok(bytes.len())
-}
-
-/// Seconds for which the kernel may keep names and attributes of a node. Nothing virtual: what a user sees there depends
-/// on who asks, and a key of `set-conf` must be settable twice.
-fn valid(node: NodeId) -> u64 {
-    if node.is_virtual() { 0 } else { 1 }
 }
 
 fn wire(attr: &Attr) -> abi::Attr {
@@ -48,16 +42,16 @@ fn wire(attr: &Attr) -> abi::Attr {
 pub fn entry(entry: &Entry) -> EntryOut {
     EntryOut {
         nodeid: entry.node.0,
-        entry_valid: valid(entry.node),
-        attr_valid: valid(entry.node),
+        entry_valid: entry.attr.valid.into(),
+        attr_valid: entry.attr.valid.into(),
         attr: wire(&entry.attr),
         ..EntryOut::default()
     }
 }
 
 /// Answer to `GETATTR` and `SETATTR`.
-pub fn attr(node: NodeId, attr: &Attr) -> AttrOut {
-    AttrOut { attr_valid: valid(node), attr: wire(attr), ..AttrOut::default() }
+pub fn attr(attr: &Attr) -> AttrOut {
+    AttrOut { attr_valid: attr.valid.into(), attr: wire(attr), ..AttrOut::default() }
 }
 
 /// Answer to `OPEN` of a file. Never `FOPEN_KEEP_CACHE`: pages of an earlier open may be older than what rings wrote.
@@ -91,7 +85,7 @@ fn time(time: (i64, u32)) -> SxTime {
 }
 
 /// Answer to `STATX`.
-pub fn statx(node: NodeId, from: &Statx) -> StatxOut {
+pub fn statx(from: &Statx) -> StatxOut {
     let attr = &from.attr;
     let stat = abi::Statx {
         mask: from.mask,
@@ -113,7 +107,7 @@ pub fn statx(node: NodeId, from: &Statx) -> StatxOut {
         rdev_minor: attr.rdev & 0xff | attr.rdev >> 12 & 0xfff00,
         ..abi::Statx::default()
     };
-    StatxOut { attr_valid: valid(node), stat, ..StatxOut::new_zeroed() }
+    StatxOut { attr_valid: attr.valid.into(), stat, ..StatxOut::new_zeroed() }
 }
 
 /// The value of an extended attribute or the list of them: `size` 0 asks for its length only.
@@ -172,6 +166,7 @@ impl<'a> DirWriter<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::NodeId;
     use zerocopy::FromBytes;
 
     #[test]
@@ -201,11 +196,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_virtual_is_cached() {
-        let virtual_node = Entry { node: NodeId(0xffff_ffff_8000_0000), attr: Attr::default() };
-        assert_eq!((entry(&virtual_node).entry_valid, entry(&virtual_node).attr_valid), (0, 0));
-        let ordinary = Entry { node: NodeId(2), ..virtual_node };
-        assert_eq!(entry(&ordinary).entry_valid, 1);
+    fn names_and_attributes_are_kept_only_where_that_is_said() {
+        let by_default = Entry { node: NodeId(2), attr: Attr::default() };
+        assert_eq!((entry(&by_default).entry_valid, entry(&by_default).attr_valid), (0, 0));
+        let valid = Entry { attr: Attr { valid: 1, ..Attr::default() }, ..by_default };
+        assert_eq!((entry(&valid).entry_valid, entry(&valid).attr_valid), (1, 1));
+        assert_eq!(attr(&valid.attr).attr_valid, 1);
     }
 
     #[test]

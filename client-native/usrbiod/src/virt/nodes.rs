@@ -111,6 +111,8 @@ impl Virtual {
 
     fn entry(self, attr: Attr, since: (i64, u32)) -> Entry {
         let node = self.node();
+        // Nothing virtual is kept by the kernel (`valid`): what a user sees there depends on who asks, and a key of
+        // `set-conf` must be settable twice.
         let times = Attr { atime: since, mtime: since, ctime: since, ..attr };
         Entry { node, attr: Attr { ino: node.0, blksize: 4096, ..times } }
     }

@@ -38,7 +38,9 @@ pub struct Mount {
     pub shared: Shared,
     _watch: Sender<()>,
     point: TempDir,
-    backing: TempDir,
+    backing: Arc<TempDir>,
+    /// What is served: the backing directory or one inside it.
+    served: PathBuf,
 }
 
 impl Mount {
@@ -47,7 +49,7 @@ impl Mount {
     }
 
     pub fn backing(&self, name: &str) -> PathBuf {
-        self.backing.path().join(name)
+        self.served.join(name)
     }
 
     pub fn unmount(&self) {
@@ -80,21 +82,37 @@ fn watch(point: PathBuf) -> Sender<()> {
 
 /// Mounts, as root.
 pub fn mount(setup: Setup) -> Mount {
-    let open = |path: &Path, flags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
-    let fuse = open(Path::new("/dev/fuse"), OFlags::RDWR).expect("these tests need /dev/fuse");
-    let (point, backing) = (TempDir::new().unwrap(), TempDir::new().unwrap());
-    usrbiod::sys::mount::mount_fuse(&fuse, "test", point.path()).unwrap();
-    let directory = open(backing.path(), OFlags::RDONLY | OFlags::DIRECTORY).unwrap();
     let (tx, unmounted) = channel();
     let shared = shared(move |session| {
         let _ = tx.send(session.config.name.clone());
     });
+    serve(setup, Arc::new(TempDir::new().unwrap()), "", shared, unmounted, 1)
+}
+
+/// Another mount of what `first` serves, or of `folder` in there, by the same daemon. Its end is not told.
+pub fn mount_beside(first: &Mount, setup: Setup, folder: &str) -> Mount {
+    serve(setup, first.backing.clone(), folder, first.shared.clone(), channel().1, 2)
+}
+
+fn serve(
+    setup: Setup,
+    backing: Arc<TempDir>,
+    folder: &str,
+    shared: Shared,
+    unmounted: Receiver<String>,
+    number: u32,
+) -> Mount {
+    let open = |path: &Path, flags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
+    let fuse = open(Path::new("/dev/fuse"), OFlags::RDWR).expect("these tests need /dev/fuse");
+    let (point, served) = (TempDir::new().unwrap(), backing.path().join(folder));
+    usrbiod::sys::mount::mount_fuse(&fuse, "test", point.path()).unwrap();
+    let directory = open(&served, OFlags::RDONLY | OFlags::DIRECTORY).unwrap();
     let fds = SessionFds { fuse, backing: directory, shm: None };
     let state = Arc::new(SessionState::anonymous().unwrap());
-    let session = session(setup, fds, state, point.path(), &shared, 1);
+    let session = session(setup, fds, state, point.path(), &shared, number);
     shared.pool.add(session.clone()).unwrap();
     std::fs::metadata(point.path()).expect("the mount answers, so INIT is done");
-    Mount { session, unmounted, shared, _watch: watch(point.path().to_owned()), point, backing }
+    Mount { session, unmounted, shared, _watch: watch(point.path().to_owned()), point, backing, served }
 }
 
 /// What a daemon has beside its sessions.
@@ -103,6 +121,7 @@ pub fn shared(on_unmounted: impl Fn(Arc<Session>) + Send + Sync + 'static) -> Sh
         keeper: Arc::default(),
         locks: Arc::default(),
         fds: FdCache::new(1000),
+        folders: Arc::default(),
         pool: Arc::new(Pool::new(on_unmounted).unwrap()),
         engine: Engine::start(1).unwrap(),
         notifier: Notifier::default(),

@@ -3,7 +3,7 @@
 use super::super::abi::{self, OpenOut};
 use super::super::reply::{self, DirWriter};
 use super::{Answer, Call};
-use crate::types::{Entry, NodeId, Result};
+use crate::types::{Entry, Errno, NodeId, Result};
 use crate::virt::TREE_NAME;
 
 /// Where a listing of the root stands after `3fs-virt`, its last entry. No file system uses it: ext4 stops below
@@ -18,6 +18,9 @@ impl Call<'_, '_> {
         if node.is_virtual() {
             let fh = self.session.virt.opendir(node, caller)?;
             return Ok(Answer::Opened(OpenOut { fh, ..OpenOut::default() }));
+        }
+        if self.session.fs.look_again(node, caller.pid)? {
+            return Err(Errno::STALE);
         }
         let opened = self.session.fs.opendir(node, caller, self.tgid())?;
         Ok(Answer::Opened(reply::opened(&opened)))

@@ -5,6 +5,7 @@ use super::{Answer, Call};
 use crate::types::{Errno, NodeId, Result};
 use crate::virt::Ioctl;
 use std::sync::atomic::Ordering;
+use usrbio_wire::ioctl;
 
 /// Most bytes of one `COPY_FILE_RANGE` whose answer has 32 bits (`MAX_RW_COUNT` of the kernel).
 const MAX_COPY: u64 = 0x7fff_f000;
@@ -12,6 +13,9 @@ const MAX_COPY: u64 = 0x7fff_f000;
 impl Call<'_, '_> {
     pub(super) fn open(&mut self, arg: &abi::OpenIn) -> Result<Answer> {
         let node = self.ordinary()?;
+        if self.session.fs.look_again(node, self.request.caller.pid)? {
+            return Err(Errno::STALE);
+        }
         let kill = arg.open_flags & abi::OPEN_KILL_SUIDGID != 0;
         let opened = self.session.fs.open(node, arg.flags, kill, &self.request.caller, self.tgid())?;
         Ok(Answer::Opened(reply::opened(&opened)))
@@ -79,6 +83,12 @@ impl Call<'_, '_> {
     }
 
     pub(super) fn ioctl(&mut self, arg: &abi::IoctlIn, input: &[u8]) -> Result<Answer> {
+        if matches!(
+            arg.cmd,
+            ioctl::RECURSIVE_RM | ioctl::HARDLINK | ioctl::PUNCH_HOLE | ioctl::MOVE | ioctl::REMOVE
+        ) {
+            self.session.fs.settled();
+        }
         let call = Ioctl {
             node: self.request.node,
             fh: arg.fh,

@@ -15,13 +15,13 @@ impl Call<'_, '_> {
         } else {
             self.session.fs.getattr(node)?
         };
-        self.put(&reply::attr(node, &attr))
+        self.put(&reply::attr(&attr))
     }
 
     pub(super) fn setattr(&mut self, arg: &abi::SetattrIn) -> Result<Answer> {
         let node = self.ordinary()?;
         let attr = self.session.fs.setattr(node, &wanted(arg))?;
-        self.put(&reply::attr(node, &attr))
+        self.put(&reply::attr(&attr))
     }
 
     /// `ENOSYS` for virtual nodes would switch `STATX` off for the whole mount.
@@ -33,7 +33,7 @@ impl Call<'_, '_> {
         } else {
             self.session.fs.statx(node, arg.sx_mask, arg.sx_flags)?
         };
-        self.put(&reply::statx(node, &found))
+        self.put(&reply::statx(&found))
     }
 
     pub(super) fn readlink(&mut self) -> Result<Answer> {

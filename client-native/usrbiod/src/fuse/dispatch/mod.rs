@@ -101,8 +101,11 @@ pub(super) fn handle(call: &mut Call<'_, '_>) -> Result<Done> {
 
 fn run(call: &mut Call<'_, '_>) -> Result<Answer> {
     let request = call.request;
-    if is_change(&request.op) && !request.node.is_virtual() && call.read_only() {
-        return Err(Errno::ROFS);
+    if is_change(&request.op) {
+        if !request.node.is_virtual() && call.read_only() {
+            return Err(Errno::ROFS);
+        }
+        call.session.fs.settled();
     }
     match request.op {
         Op::Lookup { name } => call.lookup(name),
