@@ -38,3 +38,11 @@ def test_a_watch_that_died_unnoticed_is_given_up_as_soon_as_on_the_csi_side() ->
     assert settings.watching.inactivity_timeout == QUIET_SECONDS == 150
     assert settings.watching.connect_timeout is not None
     assert settings.watching.connect_timeout + settings.networking.request_timeout < QUIET_SECONDS
+
+
+def test_reserved_class_names_are_json() -> None:
+    """As the chart writes them; anything else ends the start."""
+    assert from_environment({"KUBE3FS_CLASS_NAMES": '{"fast":"storage"}'}).class_names == {"fast": "storage"}
+    for wrong in ("fast", '["fast"]', '{"fast":1}'):
+        with pytest.raises(ValueError, match=r"class_names|expected"):
+            from_environment({"KUBE3FS_CLASS_NAMES": wrong})

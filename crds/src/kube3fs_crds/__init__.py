@@ -31,6 +31,7 @@ from kube3fs_crds.storagecluster import (
 )
 from kube3fs_crds.storagenode import (
     LEASE_SECONDS,
+    MAX_CLUSTERS,
     DaemonKernel,
     DaemonStatus,
     NodeCluster,
@@ -61,6 +62,7 @@ __all__ = [
     "GROUP",
     "KINDS",
     "LEASE_SECONDS",
+    "MAX_CLUSTERS",
     "MAX_USERS",
     "VERSION",
     "ApiModel",

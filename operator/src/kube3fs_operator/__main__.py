@@ -37,7 +37,7 @@ async def run(settings: Settings) -> None:
                 api_client,
                 settings.namespace,
                 settings.identity,
-                lambda: operate(api_client, settings.identity, faults, queue),
+                lambda: operate(api_client, settings, faults, queue),
             )
         )
         stopping = asyncio.create_task(stop.wait())

@@ -5,7 +5,7 @@ Every problem has a reason for programs and a sentence for people, which says wh
 
 from dataclasses import dataclass
 
-from kube3fs_crds import Condition, NodeClusterStatus, StorageCluster, StorageNode
+from kube3fs_crds import MAX_CLUSTERS, Condition, NodeClusterStatus, StorageCluster, StorageNode
 from kube3fs_operator.placement import concerned, embedded, is_selected, share
 from kube3fs_operator.views import ClusterKey, World
 
@@ -76,11 +76,18 @@ def _problem(
         )
     if not node.ready:
         return "NodeNotReady", f"node {name} is not ready: see kubectl describe node {name}"
-    rival = share(name, world).refused.get(key)
+    served = share(name, world)
+    rival = served.refused.get(key)
     if rival is not None:
         return "PathConflict", (
             f"node {name}: folder {embedded(cluster).path} overlaps with that of cluster {rival}: "
             "make this cluster anew with another path"
+        )
+    if key in served.crowded_out:
+        return "TooManyClusters", (
+            f"node {name} serves {MAX_CLUSTERS} clusters already, which is the most: delete some, choose "
+            "other nodes by nodeSelector, or limit how many a namespace may have by a ResourceQuota on "
+            "count/storageclusters.kube3fs.io"
         )
     if storage_node is None or not storage_node.status.conditions:
         return "PluginMissing", (
@@ -88,7 +95,7 @@ def _problem(
             "-l app.kubernetes.io/component=csi-node --all-namespaces"
         )
     ready = condition(storage_node, "Ready")
-    if ready is None or ready.status != "True":
+    if not is_up(ready):
         said = ready.message if ready else "it has no condition Ready"
         return "PluginNotReady", f"node {name}: the node plugin is not ready: {said}"
     if seen is None:
@@ -102,6 +109,11 @@ def _entry(storage_node: StorageNode | None, key: ClusterKey) -> NodeClusterStat
     if storage_node is None:
         return None
     return next((c for c in storage_node.status.clusters if (c.namespace, c.name) == key), None)
+
+
+def is_up(ready: Condition | None) -> bool:
+    """Whether a node plugin works. An older one says so only when all of its clusters do."""
+    return ready is not None and (ready.status == "True" or ready.reason == "ClusterNotReady")
 
 
 def condition(storage_node: StorageNode, kind: str) -> Condition | None:

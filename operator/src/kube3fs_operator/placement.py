@@ -4,10 +4,11 @@ A node serves a cluster when the cluster's selector chooses it, and also as long
 removing a node from the selector never takes away what is stored there.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kube3fs_crds import EmbeddedEngine, NodeCluster, StorageCluster
+from kube3fs_crds import MAX_CLUSTERS, EmbeddedEngine, NodeCluster, StorageCluster
 from kube3fs_operator.views import ClusterKey, World
 
 
@@ -19,6 +20,8 @@ class Share:
     """In order of namespace and name."""
     refused: dict[ClusterKey, ClusterKey]
     """Clusters left out because their folder overlaps with that of another one, which is the value."""
+    crowded_out: frozenset[ClusterKey]
+    """Clusters left out because a StorageNode can name MAX_CLUSTERS and no more."""
 
 
 def embedded(cluster: StorageCluster) -> EmbeddedEngine:
@@ -63,10 +66,16 @@ def concerned(cluster: StorageCluster, world: World) -> list[str]:
 
 
 def share(node: str, world: World) -> Share:
-    """What the node should serve. Of overlapping folders the one with volumes wins, then the older."""
+    """What the node should serve. Of overlapping folders the one with volumes wins, then the older.
+
+    If there are too many clusters, those with volumes stay, and of the others each namespace gets its first
+    one before any gets its second.
+    """
     taken: dict[str, ClusterKey] = {}
     wanted: list[NodeCluster] = []
     refused: dict[ClusterKey, ClusterKey] = {}
+    ranks: dict[ClusterKey, tuple[bool, int]] = {}
+    of_namespace: Counter[str] = Counter()
     for cluster in _claims(node, world):
         key, path = ClusterKey.of(cluster), embedded(cluster).path
         rival = next((owner for other, owner in taken.items() if overlap(path, other)), None)
@@ -74,6 +83,8 @@ def share(node: str, world: World) -> Share:
             refused[key] = rival
             continue
         taken[path] = key
+        ranks[key] = (not holds(key, node, world), of_namespace[key.namespace])
+        of_namespace[key.namespace] += 1
         wanted.append(
             NodeCluster(
                 namespace=key.namespace,
@@ -83,7 +94,13 @@ def share(node: str, world: World) -> Share:
                 scratch=cluster.spec.scratch,
             )
         )
-    return Share(sorted(wanted, key=lambda entry: (entry.namespace, entry.name)), refused)
+    wanted.sort(key=lambda entry: ranks[ClusterKey(entry.namespace, entry.name)])  # stable: by age within
+    served, left = wanted[:MAX_CLUSTERS], wanted[MAX_CLUSTERS:]
+    return Share(
+        sorted(served, key=lambda entry: (entry.namespace, entry.name)),
+        refused,
+        frozenset(ClusterKey(entry.namespace, entry.name) for entry in left),
+    )
 
 
 def _claims(node: str, world: World) -> Iterator[StorageCluster]:

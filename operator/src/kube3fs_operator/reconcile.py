@@ -14,7 +14,7 @@ from kubernetes.aio.client.exceptions import ApiException
 from kube3fs_crds import Condition, StorageCluster, StorageClusterStatus, now
 from kube3fs_operator import claims, gates, metrics, render
 from kube3fs_operator.api import Api, is_missing, sentence
-from kube3fs_operator.health import condition
+from kube3fs_operator.health import condition, is_up
 from kube3fs_operator.placement import share
 from kube3fs_operator.status import Attempt, conflict, status
 from kube3fs_operator.views import ClusterKey, World
@@ -68,7 +68,8 @@ class Reconciler:
     async def _cluster(self, cluster: StorageCluster) -> float | None:
         if render.FINALIZER not in cluster.metadata.finalizers:
             await self._api.apply_finalizer(cluster)
-        error = None if conflict(cluster, self._world) else await self._apply_classes(cluster)
+        refused = conflict(cluster, self._world) or not render.may_have_class(cluster, self._world)
+        error = None if refused else await self._apply_classes(cluster)
         await self._write_status(cluster, Attempt(apply_error=sentence(error) if error else ""))
         if error:
             raise error
@@ -156,7 +157,7 @@ class Reconciler:
         if storage_node.spec.clusters != wanted:
             await self._api.apply_node(name, wanted)
         ready = condition(storage_node, "Ready")
-        if node.tainted and ready is not None and ready.status == "True":
+        if node.tainted and is_up(ready):
             await self._api.remove_taint(name)
         return None
 

@@ -28,6 +28,21 @@ def class_name(cluster: StorageCluster) -> str:
     return cluster.spec.storage_class_name or f"{cluster.metadata.namespace}.{cluster.metadata.name}"
 
 
+def has_own_name(cluster: StorageCluster, world: World) -> bool:
+    """Whether the name of its class is the cluster's to take: no other namespace has a claim to it."""
+    name, namespace = class_name(cluster), cluster.metadata.namespace
+    return name.startswith(f"{namespace}.") or world.class_names.get(name) == namespace
+
+
+def may_have_class(cluster: StorageCluster, world: World) -> bool:
+    """Whether a class of that name may be made for the cluster. One that was made once stays."""
+    key = ClusterKey.of(cluster)
+    made = any(
+        owner(body) == key for body in world.classes.get(ClassKey("StorageClass", class_name(cluster)), ())
+    )
+    return made or bool(world.of_cluster(key)) or has_own_name(cluster, world)
+
+
 def classes(cluster: StorageCluster, world: World) -> list[Object]:
     """The StorageClass and VolumeSnapshotClass.
 

@@ -103,7 +103,7 @@ def _reconciling(ready: Draft, stalled: Draft, nodes: list[NodeHealth]) -> Draft
 def _stalled(nodes_ready: Draft, classes: Draft) -> Draft:
     """Stalled: nothing will change until somebody changes a spec."""
     for draft in (classes, nodes_ready):
-        if draft.reason in ("StorageClassTaken", "NoNodes", "PathConflict"):
+        if draft.reason in ("StorageClassTaken", "ClassNameNotReserved", "NoNodes", "PathConflict"):
             return Draft("Stalled", "True", draft.reason, draft.message)
     return Draft("Stalled", "False", "NotStalled", "")
 
@@ -196,6 +196,15 @@ def _classes_ready(cluster: StorageCluster, world: World, attempt: Attempt, node
     taken = conflict(cluster, world)
     if taken:
         return Draft("ClassesReady", "False", "StorageClassTaken", taken)
+    if not render.may_have_class(cluster, world):
+        return Draft(
+            "ClassesReady",
+            "False",
+            "ClassNameNotReserved",
+            f"StorageClass {name} is not made: its name neither begins with "
+            f"{cluster.metadata.namespace}. nor is it reserved for this namespace; make this cluster anew with "
+            "another spec.storageClassName, or have the name added to storageClassNames of the chart",
+        )
     if attempt.apply_error:
         return Draft("ClassesReady", "False", "ApplyFailed", attempt.apply_error)
     seen = {key.kind for key in world.classes if key.name == name}
@@ -203,6 +212,14 @@ def _classes_ready(cluster: StorageCluster, world: World, attempt: Attempt, node
         can_serve = any(node.ready and node.selected for node in nodes)
         why = "is being made" if can_serve else "waits for a node that can serve"
         return Draft("ClassesReady", "False", "NotMade", f"StorageClass {name} {why}")
+    if not render.has_own_name(cluster, world):
+        return Draft(
+            "ClassesReady",
+            "True",
+            "NameNotReserved",
+            f"StorageClass {name} was made by an earlier version and stays; a new cluster could not have "
+            "this name: reserve it by storageClassNames of the chart",
+        )
     if "VolumeSnapshotClass" not in seen:
         return Draft(
             "ClassesReady",

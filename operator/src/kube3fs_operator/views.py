@@ -142,6 +142,8 @@ class World:
     volumes_by_node: Index[str, VolumeView] = field(default_factory=dict)
     classes: Index[ClassKey, Mapping[str, Any]] = field(default_factory=dict)
     """StorageClasses and VolumeSnapshotClasses, as the API server returned them."""
+    class_names: Mapping[str, str] = field(default_factory=dict)
+    """Names of StorageClasses that do not begin with their namespace, and for each the namespace."""
     claims: Index[Handle, str] = field(default_factory=dict)
     """Names of the PersistentVolumes and VolumeSnapshotContents that refer to a volume or snapshot."""
 

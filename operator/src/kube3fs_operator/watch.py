@@ -40,7 +40,9 @@ def parse(kind: type[_M], body: Body) -> _M | None:
         return None
 
 
-def registry(queue: WorkQueue[Key], started: Started) -> kopf.OperatorRegistry:
+def registry(
+    queue: WorkQueue[Key], class_names: Mapping[str, str], started: Started
+) -> kopf.OperatorRegistry:
     """Handlers for one run of the operator. `started` gets the world once, before the first event."""
     handlers = kopf.OperatorRegistry()
     _index(handlers)
@@ -56,6 +58,7 @@ def registry(queue: WorkQueue[Key], started: Started) -> kopf.OperatorRegistry:
                 volumes_by_cluster=indices["by_cluster"],
                 volumes_by_node=indices["by_node"],
                 classes=indices["classes"],
+                class_names=class_names,
                 claims=indices["claims"],
             )
         )

@@ -15,6 +15,7 @@ from kube3fs_operator.api import Api, sentence
 from kube3fs_operator.faults import Faults
 from kube3fs_operator.queue import WorkQueue
 from kube3fs_operator.reconcile import Key, NodeKey, Reconciler
+from kube3fs_operator.settings import Settings
 from kube3fs_operator.views import ClusterKey, World
 
 log = logging.getLogger(__name__)
@@ -24,20 +25,22 @@ LOOK_AGAIN = 600.0
 """Seconds after which a key is looked at again although nothing happened."""
 
 
-async def operate(api_client: client.ApiClient, identity: str, faults: Faults, queue: WorkQueue[Key]) -> None:
+async def operate(
+    api_client: client.ApiClient, settings: Settings, faults: Faults, queue: WorkQueue[Key]
+) -> None:
     """Watch and reconcile until cancelled."""
     ready: asyncio.Future[Reconciler] = asyncio.get_running_loop().create_future()
 
     def started(world: World) -> None:
-        ready.set_result(Reconciler(world, Api(api_client, identity, faults)))
+        ready.set_result(Reconciler(world, Api(api_client, settings.identity, faults)))
 
     watching = asyncio.create_task(
         kopf.operator(
-            registry=watch.registry(queue, started),
+            registry=watch.registry(queue, settings.class_names, started),
             settings=watch.settings(),
             clusterwide=True,
             # kopf would make one up from the user's name, which a container's user does not have.
-            identity=identity,  # type: ignore[arg-type] # its NewType of str is private
+            identity=settings.identity,  # type: ignore[arg-type] # its NewType of str is private
         )
     )
     workers = [asyncio.create_task(_work(queue, ready)) for _ in range(WORKERS)]
