@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,8 @@ from kube3fs_csi.agent.volumes import VolumeAgent
 from kube3fs_csi.kube.api import connected
 from kube3fs_csi.kube.informer import Informer
 from kube3fs_csi.kube.objects import Objects
-from kube3fs_csi.node.clusters import Clusters
+from kube3fs_csi.node.clusters import Clusters, Wanted
+from kube3fs_csi.node.lanes import Lanes
 
 MIB = 1 << 20
 
@@ -26,8 +26,10 @@ async def nothing(_name: str) -> None:
 
 async def test_long_copies_hold_up_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many clones are being copied, an empty volume is made at once."""
-    clusters = Clusters(tmp_path / "clusters.json", [tmp_path])
-    clusters.set({CLUSTER: tmp_path / "data"})
+    lanes = Lanes()
+    clusters = Clusters(tmp_path / "clusters.json", [tmp_path], lanes)
+    clusters.set({CLUSTER: Wanted(tmp_path / "data")})
+    await clusters.look(20)
     backend = clusters.backend(CLUSTER)
     backend.create("source", MIB, None, lambda _done, _total: None)
     end = threading.Event()
@@ -51,8 +53,7 @@ async def test_long_copies_hold_up_nothing_else(tmp_path: Path, monkeypatch: pyt
             changed=lambda: None,
             grown=nothing,
             deleted=lambda: None,
-            executor=ThreadPoolExecutor(2),
-            copiers=ThreadPoolExecutor(1),
+            lanes=lanes,
         )
         queue = KeyQueue(agent.volume)
         running = [asyncio.create_task(part.run()) for part in (volumes, queue)]

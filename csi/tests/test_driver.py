@@ -255,6 +255,21 @@ async def test_a_second_call_on_the_same_volume_is_aborted(driver: Driver, calls
     assert driver.mounted() == []
 
 
+async def test_a_call_that_cannot_end_in_time_says_so_in_words(driver: Driver, calls: Calls) -> None:
+    """Before the caller's deadline, not after: the kubelet shows the sentence to the user."""
+    await calls.create()
+    driver.daemon.kill()
+    request = csi_pb2.NodePublishVolumeRequest(
+        volume_id="pvc-1",
+        target_path=str(calls.target()),
+        volume_capability=CAPABILITY,
+        volume_context={PARAMETER_CLUSTER: CLUSTER, "csi.storage.k8s.io/pod.uid": "pod-a"},
+    )
+    with refusal("DEADLINE_EXCEEDED", "pvc-1 at .* the same call finds its result"):
+        await calls.node.NodePublishVolume(request, timeout=2)
+    await asyncio.to_thread(driver.daemon.start)
+
+
 async def test_probe_tells_the_truth_about_usrbiod(driver: Driver, calls: Calls) -> None:
     """The node is ready while usrbiod answers, and its storage health says when it does not."""
 

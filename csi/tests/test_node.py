@@ -8,7 +8,6 @@ import signal
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,8 +18,9 @@ from csikit.waiting import eventually
 from csikit.writer import Writer
 
 from kube3fs_csi.node import client_library, mounts
-from kube3fs_csi.node.clusters import Clusters
-from kube3fs_csi.node.publisher import Publisher
+from kube3fs_csi.node.clusters import Clusters, Wanted
+from kube3fs_csi.node.lanes import Lanes
+from kube3fs_csi.node.publisher import Publisher, open_volume
 from kube3fs_csi.node.sessions import Health, Sessions
 from kube3fs_csi.node.shm import SharedMemory
 from kube3fs_csi.node.state import Pod, Published, Store
@@ -53,24 +53,25 @@ class Node:
         self, daemon: Daemon | None = None, superseded: Callable[[], bool] = lambda: False
     ) -> AsyncIterator[Publisher]:
         """A node plugin. Leaving it is like SIGKILL: nothing is unmounted, the fds are closed."""
-        clusters = Clusters(self.folder / "clusters.json", [self.data])
-        clusters.set({"ns/fast": self.data})
-        store = Store(self.folder / "published")
-        with ThreadPoolExecutor(4) as executor, ThreadPoolExecutor(1) as measurers:
-            socket = (daemon or self.daemon).socket
-            sessions = Sessions(socket, lambda: publisher.wanted_sessions(), superseded)
-            shm = SharedMemory(self.folder / "shm")
-            publisher = Publisher(store, sessions, clusters, shm, executor, measurers)
-            await publisher.adopt()
-            running = asyncio.create_task(sessions.run())
-            try:
-                yield publisher
-            finally:
-                running.cancel()
-                with suppress(asyncio.CancelledError):
-                    await running
-                for name in list(sessions._fds):
-                    sessions._drop(name)
+        lanes = Lanes()
+        clusters = Clusters(self.folder / "clusters.json", [self.data], lanes)
+        clusters.set({"ns/fast": Wanted(self.data)})
+        await clusters.look(20)
+        socket = (daemon or self.daemon).socket
+        sessions = Sessions(socket, lambda: publisher.wanted_sessions(), superseded)
+        shm = SharedMemory(self.folder / "shm")
+        publisher = Publisher(Store(self.folder / "published"), sessions, clusters, shm, lanes)
+        await publisher.adopt()
+        await publisher.learn_sizes()
+        running = asyncio.create_task(sessions.run())
+        try:
+            yield publisher
+        finally:
+            running.cancel()
+            with suppress(asyncio.CancelledError):
+                await running
+            for name in list(sessions._fds):
+                sessions._drop(name)
 
     async def left_behind(self) -> Published:
         """The volume v1, published for pod-a by a plugin that is gone."""
@@ -435,7 +436,8 @@ async def test_a_mount_takes_the_place_of_one_that_was_given_up(node: Node) -> N
     async with node.plugin() as publisher:
         node.make_volume(publisher, "v1")
         await publisher.publish(want)
-        fds = publisher._mount(want)
+        backend = publisher.clusters.backend("ns/fast")
+        fds = publisher._mount(want) | {"backing": open_volume(backend, want).fd}
         await publisher.sessions.attach(publisher._config(want), fds)
         node.daemon.kill()
         node.daemon.start()

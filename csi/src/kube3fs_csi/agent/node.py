@@ -7,7 +7,6 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import kube3fs_csi
@@ -27,7 +26,7 @@ from kube3fs_crds import (
 from kube3fs_csi.agent.conditions import condition
 from kube3fs_csi.kube.informer import Informer
 from kube3fs_csi.kube.objects import Objects
-from kube3fs_csi.node.clusters import Clusters, Served
+from kube3fs_csi.node.clusters import Clusters, Served, Wanted
 from kube3fs_csi.node.sessions import DaemonState
 from kube3fs_csi.serving.errors import AlreadyExists, CsiError
 
@@ -36,6 +35,8 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS = 10.0
 _RENEW_SECONDS = 8.0
 """The Lease is renewed with the first report after so long: every 18 s at the latest."""
+_ANSWER_SECONDS = 5.0
+"""How long a report waits for data roots that were not slow before."""
 _SAME_SPACE = 64 << 20
 """Free space that changed by less is not worth a write."""
 
@@ -56,7 +57,6 @@ class NodeAgent:
         daemon: Callable[[], DaemonState],
         rdma: Callable[[], RdmaStatus],
         changed: Callable[[], Awaitable[None]],
-        executor: ThreadPoolExecutor,
     ) -> None:
         self._name = name
         self._namespace = namespace
@@ -67,7 +67,6 @@ class NodeAgent:
         self._daemon = daemon
         self._rdma = rdma
         self._changed = changed
-        self._executor = executor
         self._look = asyncio.Event()
 
     def look(self) -> None:
@@ -95,17 +94,19 @@ class NodeAgent:
             return  # the watch brings it
         if node.metadata.deletion_timestamp:
             return
-        wanted = {f"{one.namespace}/{one.name}": Path(one.path) for one in node.spec.clusters}
-        loop = asyncio.get_running_loop()
-        thin = {f"{one.namespace}/{one.name}": one.provisioning == "Thin" for one in node.spec.clusters}
         before = usable(self._clusters)
-        await loop.run_in_executor(self._executor, self._clusters.set, wanted)
-        served = await loop.run_in_executor(self._executor, cluster_statuses, self._clusters.all())
-        for name, served_here in self._clusters.all().items():
-            if served_here.backend is not None:
-                served_here.backend.thin = thin.get(name, False)
+        self._clusters.set(
+            {
+                f"{one.namespace}/{one.name}": Wanted(
+                    Path(one.path), one.scratch, thin=one.provisioning == "Thin"
+                )
+                for one in node.spec.clusters
+            }
+        )
+        await self._clusters.look(_ANSWER_SECONDS)
         if usable(self._clusters) != before:
             await self._changed()
+        served = cluster_statuses(self._clusters.all())
         reached = node_status(node, served, self._daemon(), self._rdma(), now())
         if not is_same(reached, node.status):
             await self._objects.apply_status(StorageNode, self._name, reached)
@@ -123,29 +124,29 @@ class NodeAgent:
 
 def usable(clusters: Clusters) -> set[str]:
     """The clusters whose data root can be used now."""
-    return {name for name, served in clusters.all().items() if served.backend is not None}
+    return {name for name, served in clusters.all().items() if served.ready}
 
 
 def cluster_statuses(clusters: Mapping[str, Served]) -> list[NodeClusterStatus]:
-    """What each cluster has here. Blocks."""
+    """What each cluster has here. Pure."""
     return [_cluster_status(name, served) for name, served in sorted(clusters.items())]
 
 
 def _cluster_status(cluster: str, served: Served) -> NodeClusterStatus:
     namespace, _, name = cluster.partition("/")
-    backend = served.backend
+    backend, space = served.backend, served.space
     status = NodeClusterStatus(
-        namespace=namespace, name=name, path=str(served.path), ready=False, message=served.message
+        namespace=namespace,
+        name=name,
+        path=str(served.path),
+        ready=served.ready,
+        reason=served.reason,
+        message=served.message,
     )
-    if backend is None:
+    if backend is None or space is None:
         return status
-    try:
-        space = backend.space()
-    except OSError as error:
-        return status.model_copy(update={"message": f"{served.path} cannot be read: {error.strerror}"})
     return status.model_copy(
         update={
-            "ready": True,
             "backend": backend.name,
             "features": NodeClusterFeatures(**backend.features._asdict()),
             "capacity_bytes": space.capacity,
@@ -165,19 +166,23 @@ def node_status(
     rdma: RdmaStatus,
     at: datetime.datetime,
 ) -> StorageNodeStatus:
-    """The report, from what was seen. Pure."""
-    failed = [cluster for cluster in clusters if not cluster.ready]
-    if not daemon.healthy:
-        reason, message = "DaemonDown", daemon.message
-    elif failed:
-        reason, message = "ClusterNotReady", f"{failed[0].namespace}/{failed[0].name}: {failed[0].message}"
+    """The report, from what was seen. Pure.
+
+    Ready is about the node plugin and usrbiod: a cluster that cannot be used takes nothing from the others.
+    """
+    generation, old = node.metadata.generation, node.status.conditions
+    if daemon.healthy:
+        ready = condition(old, "Ready", True, "Serving", f"serves {len(clusters)} clusters", generation, at)
     else:
-        reason, message = "Serving", f"serves {len(clusters)} clusters"
-    generation = node.metadata.generation
-    ready = condition(node.status.conditions, "Ready", reason == "Serving", reason, message, generation, at)
+        ready = condition(old, "Ready", False, "DaemonDown", daemon.message, generation, at)
+    failed = [cluster for cluster in clusters if not cluster.ready]
+    reasons = {cluster.reason for cluster in failed}
+    reason = (reasons.pop() if len(reasons) == 1 else "ClustersNotReady") if failed else "AllReady"
+    message = "; ".join(f"{one.namespace}/{one.name}: {one.message}" for one in failed)
+    all_ready = condition(old, "ClustersReady", not failed, reason, message, generation, at)
     return StorageNodeStatus(
         observed_generation=generation,
-        conditions=[ready],
+        conditions=[ready, all_ready],
         driver_version=kube3fs_csi.__version__,
         daemon=daemon_status(daemon),
         clusters=clusters,

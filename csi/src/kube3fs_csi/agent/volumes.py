@@ -5,8 +5,8 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from functools import partial
+from typing import TypeVar
 
 from kube3fs_crds import StorageSnapshot, StorageVolume, StorageVolumeStatus, now
 from kube3fs_csi.agent import status
@@ -15,14 +15,16 @@ from kube3fs_csi.kube.informer import Informer
 from kube3fs_csi.kube.objects import Objects
 from kube3fs_csi.names import FINALIZER_NODE, pods_in_words
 from kube3fs_csi.node.clusters import Clusters
+from kube3fs_csi.node.lanes import Lanes
 from kube3fs_csi.serving.errors import CsiError, Precondition
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 _PROGRESS_SECONDS = 2.0
+_MAKE_SECONDS = 60.0
+"""How long an object waits for its data root before its status says so. The work goes on."""
 
 
 class VolumeAgent:
@@ -38,13 +40,12 @@ class VolumeAgent:
         changed: Callable[[], None],
         grown: Callable[[str], Awaitable[None]],
         deleted: Callable[[], None],
-        executor: ThreadPoolExecutor,
-        copiers: ThreadPoolExecutor,
+        lanes: Lanes,
     ) -> None:
         """`users`: the pods that have a volume. `changed` is called when room was taken or given back.
 
         `grown` is called with the name of a volume that has a new size, before its status says so, `deleted`
-        when there is trash to empty. `copiers` make what may take hours, so that everything else goes on.
+        when there is trash to empty. What may take hours has threads of its own: everything else goes on.
         """
         self._objects = objects
         self._volumes = volumes
@@ -54,8 +55,17 @@ class VolumeAgent:
         self._changed = changed
         self._grown = grown
         self._deleted = deleted
-        self._executor = executor
-        self._copiers = copiers
+        self._lanes = lanes
+
+    def volume_cluster(self, name: str) -> str:
+        """The cluster of a volume, whose disk it may wait for."""
+        volume = self._volumes.items.get(name)
+        return str(volume.spec.cluster_ref) if volume else ""
+
+    def snapshot_cluster(self, name: str) -> str:
+        """The same for a snapshot."""
+        snapshot = self._snapshots.items.get(name)
+        return str(snapshot.spec.cluster_ref) if snapshot else ""
 
     def was_used(self, name: str) -> None:
         """Says that a pod had the volume: what it uses is to be looked at again."""
@@ -105,9 +115,9 @@ class VolumeAgent:
         source, progress = _source(volume), self._progress(volume)
         made = volume.status.capacity_bytes is not None
         if made:
-            await self._blocking(_check_there, backend, "volume", name)
-        executor = self._copiers if source is not None and not made else self._executor
-        await _in(executor, backend.create, name, spec.capacity_bytes, source, progress)
+            await self._do(volume, lambda: _check_there(backend, "volume", name))
+        create = partial(backend.create, name, spec.capacity_bytes, source, progress)
+        await self._do(volume, create, copies=source is not None and not made)
         if volume.status.capacity_bytes != spec.capacity_bytes:
             self._changed()
             await self._grown(name)
@@ -116,9 +126,9 @@ class VolumeAgent:
     async def _take(self, backend: Backend, snapshot: StorageSnapshot) -> Snapshot:
         made, name = snapshot.status.ready_to_use, snapshot.metadata.name
         if made:
-            await self._blocking(_check_there, backend, "snapshot", name)
-        executor = self._executor if made else self._copiers
-        return await _in(executor, backend.snapshot, snapshot.spec.volume_name, name, _ignore)
+            await self._do(snapshot, lambda: _check_there(backend, "snapshot", name))
+        take = partial(backend.snapshot, snapshot.spec.volume_name, name, _ignore)
+        return await self._do(snapshot, take, copies=not made)
 
     async def _delete_volume(self, volume: StorageVolume) -> None:
         name = volume.metadata.name
@@ -136,7 +146,7 @@ class VolumeAgent:
         if FINALIZER_NODE not in found.metadata.finalizers:
             return
         backend = self._clusters.backend(str(found.spec.cluster_ref))
-        await self._blocking(work, backend)
+        await self._do(found, lambda: work(backend))
         await self._objects.remove_finalizer(found, FINALIZER_NODE)
         self._changed()
         self._deleted()
@@ -162,12 +172,12 @@ class VolumeAgent:
 
         return tell
 
-    async def _blocking(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await _in(self._executor, work, *args, **kwargs)
-
-
-async def _in(executor: ThreadPoolExecutor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    return await asyncio.get_running_loop().run_in_executor(executor, lambda: work(*args, **kwargs))
+    async def _do(
+        self, wanted: StorageVolume | StorageSnapshot, work: Callable[[], T], *, copies: bool = False
+    ) -> T:
+        lane = self._lanes.of(str(wanted.spec.cluster_ref), "copy" if copies else "make")
+        what = f"{type(wanted).__name__} {wanted.metadata.name}"
+        return await lane.run(what, work, None if copies else _MAKE_SECONDS)
 
 
 def _check_there(backend: Backend, kind: Kind, name: str) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from kube3fs_csi.agent.node import NodeAgent
 from kube3fs_csi.agent.queue import KeyQueue
 from kube3fs_csi.agent.volumes import VolumeAgent
 from kube3fs_csi.api import csi_pb2_grpc, pluginregistration_pb2_grpc
+from kube3fs_csi.backends.base import Backend
 from kube3fs_csi.devices import cdi, discovery, sources
 from kube3fs_csi.devices.servicer import RdmaPlugin
 from kube3fs_csi.devices.servicer import run as run_device_plugin
@@ -21,7 +21,8 @@ from kube3fs_csi.kube.informer import Informer
 from kube3fs_csi.kube.objects import Objects
 from kube3fs_csi.kube.pods import has_user_namespace
 from kube3fs_csi.node import client_library
-from kube3fs_csi.node.clusters import Clusters
+from kube3fs_csi.node.clusters import Clusters, Wanted
+from kube3fs_csi.node.lanes import Lanes
 from kube3fs_csi.node.publisher import Publisher
 from kube3fs_csi.node.sessions import Sessions
 from kube3fs_csi.node.shm import SharedMemory
@@ -31,16 +32,19 @@ from kube3fs_csi.plugin.servicer import Node
 from kube3fs_csi.plugin.servicer_registration import Registration
 from kube3fs_csi.servicer_identity import IdentityServicer
 from kube3fs_csi.serving import health
+from kube3fs_csi.serving.errors import CsiError
 from kube3fs_csi.serving.server import inode, is_listening, serving
 from kube3fs_csi.settings import NodeSettings
 
 log = logging.getLogger(__name__)
 
-_PUBLISH_THREADS, _MEASURE_THREADS, _AGENT_THREADS, _COPY_THREADS = 8, 2, 6, 2
+_FIRST_LOOK_SECONDS = 5.0
+"""How long a start waits for the data roots: one that hangs keeps no others from being served."""
 _TRASH_SECONDS = 60.0
 _MEASURE_SECONDS = 5.0
 """Of each round, for volumes of which it is not known what they use."""
 _RDMA_SECONDS = 10.0
+_LOOK_SECONDS = 10.0
 
 
 class NodeProcess:
@@ -50,9 +54,10 @@ class NodeProcess:
         state = settings.state_dir
         state.mkdir(parents=True, exist_ok=True)
         self.settings = settings
-        self.clusters = Clusters(state / "clusters.json", settings.data_dirs)
+        self.lanes = Lanes()
+        self.clusters = Clusters(state / "clusters.json", settings.data_dirs, self.lanes)
         if not settings.kubernetes:
-            self.clusters.set(dict(settings.clusters))
+            self.clusters.set({name: Wanted(path) for name, path in settings.clusters})
         self.store = Store(state / "published")
         self.own_socket = 0
         """Inode of the CSI socket that this process serves at, as soon as it does."""
@@ -64,14 +69,12 @@ class NodeProcess:
             self.sessions,
             self.clusters,
             SharedMemory(state / "shm"),
-            ThreadPoolExecutor(_PUBLISH_THREADS, "publish"),
-            ThreadPoolExecutor(_MEASURE_THREADS, "measure"),
+            self.lanes,
         )
         self.trash = asyncio.Event()
         """Something was deleted."""
         self.emptied: Callable[[], None] = lambda: None
         self.publisher.deleted = self.trash.set
-        self.agent_threads = ThreadPoolExecutor(_AGENT_THREADS, "agent")
         self.rdma_status = RdmaStatus(message="not looked for yet")
         self.rdma_plugin = RdmaPlugin(settings.rdma_shares)
 
@@ -107,8 +110,8 @@ class NodeProcess:
 async def run(settings: NodeSettings) -> None:
     """Serves until cancelled. Mounts stay."""
     process = NodeProcess(settings)
-    await process.publisher.adopt()
-    limits = await asyncio.to_thread(process.limits)
+    await process.clusters.look(_FIRST_LOOK_SECONDS)
+    limits = await process.lanes.of("", "call").run("the client library", process.limits)
     node = Node(settings.node_name, process.publisher, limits, settings.max_volumes)
     identity = IdentityServicer(lambda: not process.not_ready())
     async with asyncio.TaskGroup() as group:
@@ -117,6 +120,8 @@ async def run(settings: NodeSettings) -> None:
         if settings.rdma:
             group.create_task(_watch_rdma(process))
             group.create_task(run_device_plugin(process.rdma_plugin, settings.kubelet_dir / "device-plugins"))
+        if not settings.kubernetes:
+            group.create_task(_keep_looking(process))
         agent = group.create_task(_run_agent(process, node)) if settings.kubernetes else None
         async with serving(
             settings.endpoint,
@@ -126,6 +131,7 @@ async def run(settings: NodeSettings) -> None:
             process.own_socket = inode(settings.endpoint)
             # Only now, when the kubelet can reach no older plugin any more.
             group.create_task(_keep_sessions(process, agent))
+            group.create_task(_tidy_up(process))
             registration = Registration(settings.endpoint)
             async with serving(
                 settings.registration,
@@ -134,6 +140,19 @@ async def run(settings: NodeSettings) -> None:
                 ),
             ):
                 await asyncio.Event().wait()
+
+
+async def _tidy_up(process: NodeProcess) -> None:
+    """What pods that come and go need not wait for."""
+    await process.publisher.adopt()
+    await process.publisher.learn_sizes()
+
+
+async def _keep_looking(process: NodeProcess) -> None:
+    """What the node agent does where there is an API server."""
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        await process.clusters.look(_LOOK_SECONDS)
 
 
 async def _keep_sessions(process: NodeProcess, agent: asyncio.Task[None] | None) -> None:
@@ -164,10 +183,10 @@ async def _run_agent(process: NodeProcess, servicer: Node) -> None:
             lambda: node.look(),
             process.publisher.grown,
             process.trash.set,
-            process.agent_threads,
-            ThreadPoolExecutor(_COPY_THREADS, "copy"),
+            process.lanes,
         )
-        volume_queue, snapshot_queue = KeyQueue(agent.volume), KeyQueue(agent.snapshot)
+        volume_queue = KeyQueue(agent.volume, agent.volume_cluster)
+        snapshot_queue = KeyQueue(agent.snapshot, agent.snapshot_cluster)
 
         def let_go(name: str) -> None:
             agent.was_used(name)
@@ -188,7 +207,6 @@ async def _run_agent(process: NodeProcess, servicer: Node) -> None:
             lambda: process.sessions.daemon,
             lambda: process.rdma_status,
             everything,
-            process.agent_threads,
         )
         process.publisher.published = volume_queue.add
         process.publisher.unpublished = let_go
@@ -198,28 +216,53 @@ async def _run_agent(process: NodeProcess, servicer: Node) -> None:
 
 
 async def _empty_trash(process: NodeProcess) -> None:
-    """Frees what was deleted, in every data root, by and by."""
+    """Frees what was deleted, in every data root by itself, by and by."""
+    emptying: dict[str, asyncio.Task[None]] = {}
+    again: set[str] = set()
+
+    def done(name: str, task: asyncio.Task[None]) -> None:
+        del emptying[name]
+        if not task.cancelled() and task.exception() is not None:
+            log.error("emptying the trash of %s met a defect", name, exc_info=task.exception())
+        if name in again:
+            again.discard(name)
+            process.trash.set()
+
     while True:
         process.trash.clear()
-        for served in process.clusters.all().values():
-            if served.backend is not None:
-                await asyncio.to_thread(served.backend.empty_trash)
-                await asyncio.to_thread(served.backend.measure_some, _MEASURE_SECONDS)
-        process.emptied()
+        for name, served in process.clusters.all().items():
+            if name in emptying:
+                again.add(name)
+            elif served.backend is not None:
+                emptying[name] = asyncio.create_task(_empty_one(process, name, served.backend))
+                emptying[name].add_done_callback(partial(done, name))
         with suppress(TimeoutError):
             async with asyncio.timeout(_TRASH_SECONDS):
                 await process.trash.wait()
 
 
+async def _empty_one(process: NodeProcess, cluster: str, backend: Backend) -> None:
+    """The trash of one data root, which takes as long as it takes."""
+
+    def empty() -> None:
+        backend.empty_trash()
+        backend.measure_some(_MEASURE_SECONDS)
+
+    await process.lanes.of(cluster, "trash").run("its trash", empty, seconds=None)
+    process.emptied()
+
+
 async def _watch_rdma(process: NodeProcess) -> None:
     """Looks for RDMA devices again and again: ports go up and down, drivers are loaded late."""
-    settings = process.settings
+    settings, devices = process.settings, process.lanes.of("", "look")
     while True:
         try:
-            raw, trouble = await asyncio.to_thread(sources.read, settings.sysfs)
+            raw, trouble = await devices.run(
+                "what RDMA devices there are", lambda: sources.read(settings.sysfs)
+            )
             offered = discovery.offered(raw, settings.rdma_devices)
-            await asyncio.to_thread(cdi.write, settings.cdi_dir, offered, Path("/dev"))
-        except (OSError, ValueError) as error:
+            await devices.run("the CDI files", partial(cdi.write, settings.cdi_dir, offered, Path("/dev")))
+        except (OSError, ValueError, CsiError) as error:
             log.warning("cannot look for RDMA devices: %s", error)
         else:
             process.rdma_status = discovery.status(offered, len(raw), settings.rdma_devices, trouble)

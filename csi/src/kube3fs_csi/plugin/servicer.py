@@ -5,25 +5,24 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import grpc
 
 from kube3fs_csi.api import csi_pb2, csi_pb2_grpc
 from kube3fs_csi.backends.base import Usage
 from kube3fs_csi.names import MAX_PATH_BYTES, TOPOLOGY_KEY, checked_id, checked_path
-from kube3fs_csi.node.publisher import Publisher
+from kube3fs_csi.node.publisher import Publisher, place
 from kube3fs_csi.node.sessions import Health
 from kube3fs_csi.node.state import Pod, Published
 from kube3fs_csi.plugin import publish_request
 from kube3fs_csi.plugin.publish_request import Limits
-from kube3fs_csi.serving.errors import InvalidArgument, NotFound, OutOfRange, Precondition
-from kube3fs_csi.serving.locks import KeyLocks
+from kube3fs_csi.serving.deadline import seconds_left
+from kube3fs_csi.serving.errors import DeadlineNear, InvalidArgument, NotFound, OutOfRange, Precondition
 
 log = logging.getLogger(__name__)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-T = TypeVar("T")
 
 _Rpc = csi_pb2.NodeServiceCapability.RPC
 CAPABILITIES = (
@@ -50,7 +49,6 @@ class Node(csi_pb2_grpc.NodeServicer):
         self._max_volumes = max_volumes
         self.has_user_namespace: Callable[[Pod], Awaitable[bool]] = _unknown
         """Whether a pod has users of its own. The kubelet does not tell."""
-        self._locks = KeyLocks()
         self._running: set[asyncio.Task[Any]] = set()
 
     async def NodeGetCapabilities(
@@ -81,7 +79,8 @@ class Node(csi_pb2_grpc.NodeServicer):
             have = self._publisher.store.get(want.target)
             mapped = have.user_namespace if have else await self.has_user_namespace(want.pod)
             want = want.model_copy(update={"user_namespace": mapped})
-        await self._to_the_end(want.volume_id, want.target, lambda: self._publisher.publish(want))
+        what = place(want.volume_id, want.target)
+        await self._to_the_end(what, lambda: self._publisher.publish(want), seconds_left(context))
         return csi_pb2.NodePublishVolumeResponse()
 
     async def NodeUnpublishVolume(
@@ -90,7 +89,10 @@ class Node(csi_pb2_grpc.NodeServicer):
         """Takes a volume away from a pod."""
         volume_id = checked_id(request.volume_id)
         target = checked_path(request.target_path, self._limits.kubelet_dir, "target_path")
-        await self._to_the_end(volume_id, target, lambda: self._publisher.unpublish(volume_id, target))
+        what = place(volume_id, target)
+        await self._to_the_end(
+            what, lambda: self._publisher.unpublish(volume_id, target), seconds_left(context)
+        )
         return csi_pb2.NodeUnpublishVolumeResponse()
 
     async def NodeGetVolumeStats(
@@ -99,9 +101,10 @@ class Node(csi_pb2_grpc.NodeServicer):
         """Bytes and inodes. Asks the data root, never the mount, which may hang."""
         record = self._published(request.volume_id, request.volume_path)
         if record.is_mount_of_ours:
-            usage = _usages(await self._publisher.measure(record))
+            usage = _usages(await self._measured(record, seconds_left(context)))
         else:
-            usage = await self._publisher.blocking(_usages_of_mount, record.target)
+            lane = self._publisher.lanes.of("", "call")
+            usage = await lane.run(str(record.target), lambda: _usages_of_mount(record.target))
         return csi_pb2.NodeGetVolumeStatsResponse(usage=usage)
 
     async def NodeExpandVolume(
@@ -114,8 +117,7 @@ class Node(csi_pb2_grpc.NodeServicer):
         required, limit = request.capacity_range.required_bytes, request.capacity_range.limit_bytes
         if required < 0 or limit < 0:
             raise InvalidArgument("a capacity is negative; ask for more than 0 bytes")
-        backend = self._publisher.clusters.backend(record.cluster)
-        have = await self._publisher.blocking(backend.capacity, record.volume_id)
+        have = await self._publisher.capacity(record)
         if 0 < limit < have:
             raise OutOfRange(f"volume {record.volume_id} has {have} bytes and cannot shrink to {limit}")
         if required > have:
@@ -151,13 +153,22 @@ class Node(csi_pb2_grpc.NodeServicer):
                 status=csi_pb2.STORAGE_DEGRADED, reason="DaemonAway", message=daemon.message
             )
         for name, served in self._publisher.clusters.all().items():
-            if served.backend is None:
+            if not served.ready:
                 response.backend_health.add(
                     status=csi_pb2.STORAGE_UNREACHABLE,
-                    reason="ClusterNotReady",
+                    reason=served.reason,
                     message=f"StorageCluster {name}: {served.message}",
                 )
         return response
+
+    async def _measured(self, record: Published, seconds: float) -> Usage:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._publisher.measure(record)
+        except TimeoutError as error:
+            raise DeadlineNear(
+                f"volume {record.volume_id} is still being measured; ask again later"
+            ) from error
 
     def _published(self, volume_id: str, path: str) -> Published:
         checked_id(volume_id)
@@ -169,18 +180,27 @@ class Node(csi_pb2_grpc.NodeServicer):
         return record
 
     async def _to_the_end(
-        self, volume_id: str, target: Path, work: Callable[[], Coroutine[Any, Any, T]]
-    ) -> T:
-        """Does `work` under the volume's lock, even if the caller gives up: half a mount helps nobody."""
+        self, what: str, work: Callable[[], Coroutine[Any, Any, None]], seconds: float
+    ) -> None:
+        """Does `work` under its lock, even if the caller gives up: half a mount helps nobody.
 
-        async def locked() -> T:
-            with self._locks.hold(f"volume {volume_id} at {target}"):
-                return await work()
+        After `seconds` the caller is told to ask again.
+        """
+
+        async def locked() -> None:
+            with self._publisher.locks.hold(what):
+                await work()
 
         task = asyncio.create_task(locked())
         self._running.add(task)
         task.add_done_callback(self._done)
-        return await asyncio.shield(task)
+        await asyncio.wait({task}, timeout=seconds)
+        if not task.done():
+            raise DeadlineNear(
+                f"{what} waits for its storage or for usrbiod; the work goes on, and the same call finds its "
+                "result. `kubectl get storagenode` says what does not answer"
+            )
+        task.result()
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
