@@ -248,6 +248,22 @@ def test_no_place_is_explained(nodes: list[StorageNode], allowed: list[str], sen
     assert refused.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+def test_a_node_of_which_nobody_knows_gets_no_volume() -> None:
+    """Its plugin is silent: what it reported last is no room."""
+    silent = {
+        "type": "Ready", "status": "Unknown", "reason": "NodePluginSilent", "message": "it is silent",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }  # fmt: skip
+    lost = node("a", 10, 0)
+    body = lost.as_object()
+    body["status"]["conditions"] = [silent]
+    lost = StorageNode.model_validate(body)
+    assert placement.choose([lost, node("b", 10, 5)], FAST, 4, []) == "b"
+    assert [placement.room(share) for share in placement.shares(lost)] == [0]
+    with pytest.raises(CsiError, match="it is silent"):
+        placement.choose([lost], FAST, 4, ["a"])
+
+
 @given(st.sets(st.text(alphabet="abc", min_size=1, max_size=4)), st.integers(1, 5))
 def test_pages_show_everything_once(items: set[str], most: int) -> None:
     """Following the tokens gives every item once, in order, and no page is too long."""

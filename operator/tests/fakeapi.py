@@ -13,7 +13,7 @@ from kube3fs_operator.api import ENDPOINTS
 Body = dict[str, Any]
 Key = tuple[str, str, str]  # kind, namespace, name
 PLURALS = {endpoint.plural: kind for kind, endpoint in ENDPOINTS.items()}
-PLURALS |= {"nodes": "Node", "persistentvolumes": "PersistentVolume", "events": "Event"}
+PLURALS |= {"leases": "Lease", "nodes": "Node", "persistentvolumes": "PersistentVolume", "events": "Event"}
 
 
 def status_body(code: int, message: str) -> web.Response:
@@ -27,6 +27,8 @@ class FakeApi:
     def __init__(self, missing_kinds: tuple[str, ...] = ()) -> None:
         self.objects: dict[Key, Body] = {}
         self.writes: list[str] = []
+        self.silent: dict[str, str] = {}
+        """Nodes whose plugins are silent, and when each spoke last."""
         self.fail_next: list[tuple[int, str]] = []
         self._missing = missing_kinds
         self._version = 100
@@ -115,7 +117,9 @@ class FakeApi:
 
 def _merge(into: Body, patch: Body) -> None:
     for name, value in patch.items():
-        if isinstance(value, dict) and isinstance(into.get(name), dict) and name != "status":
+        if name == "status" and into["kind"] == "StorageNode":
+            into[name] = into.get(name, {}) | value  # of which others write the rest
+        elif isinstance(value, dict) and isinstance(into.get(name), dict) and name != "status":
             _merge(into[name], value)
         else:
             into[name] = value

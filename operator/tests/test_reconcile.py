@@ -69,7 +69,7 @@ async def run() -> AsyncIterator[Callable[[FakeApi], Any]]:
                 fake.writes.clear()
                 for key in keys:
                     world = world_of(b for b in fake.objects.values() if b["kind"] not in unseen)
-                    await Reconciler(world, api, lambda: NOW).reconcile(key)
+                    await Reconciler(world, api, lambda: NOW, fake.silent.get).reconcile(key)
                 if not fake.writes:
                     return written
                 written += fake.writes
@@ -289,11 +289,56 @@ def waking(fake: FakeApi) -> None:
     fake.add(Make.node(tainted=True), Make.storage_node("node-a"))
 
 
+def silent(fake: FakeApi) -> None:
+    """A node that was ready, and whose plugin does not speak any more."""
+    fake.add(Make.node(), Make.storage_node("node-a", "demo"), Make.cluster(), lease("node-a", SPOKE))
+    fake.silent["node-a"] = f"{SPOKE}+00:00"
+
+
+SPOKE = "2026-01-01T00:00:00"
+
+
+def lease(node: str, renewed: str) -> dict[str, Any]:
+    """The Lease of a node plugin."""
+    return {
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": {"namespace": "default", "name": f"kube3fs-node.{node}"},
+        "spec": {"holderIdentity": node, "leaseDurationSeconds": 40, "renewTime": f"{renewed}.000000Z"},
+    }
+
+
+async def test_a_silent_node_becomes_unknown_and_its_clusters_say_so(run: Any) -> None:
+    """What it reported stays, with the doubt beside it; nothing is written twice."""
+    fake = FakeApi()
+    silent(fake)
+    settle = await run(fake)
+    await settle(NODE, DEMO)
+    status = fake.objects["StorageNode", "", "node-a"]["status"]
+    ready = next(one for one in status["conditions"] if one["type"] == "Ready")
+    assert (ready["status"], ready["reason"]) == ("Unknown", "NodePluginSilent")
+    assert "kube3fs-node.node-a" in ready["message"]
+    assert status["clusters"]
+    conditions = fake.objects["StorageCluster", "team", "demo"]["status"]["conditions"]
+    seen = {one["type"]: (one["status"], one["reason"]) for one in conditions}
+    assert seen["Ready"] == seen["NodesReady"] == ("False", "NodePluginSilent")
+    assert await settle(NODE, DEMO) == []
+
+
+async def test_a_node_that_speaks_again_is_not_doubted(run: Any) -> None:
+    """Its Lease is asked for afresh before it is written off."""
+    fake = FakeApi()
+    silent(fake)
+    fake.add(lease("node-a", "2026-01-01T00:01:00"))
+    assert await (await run(fake))(NODE) == []
+
+
 LIVES: dict[str, Callable[[FakeApi], None]] = {
     **dict.fromkeys(("finalizer", "class", "status", "event", "node"), fresh),
     **dict.fromkeys(("class-delete", "volume-delete", "release"), dying),
     **dict.fromkeys(("give-up", "node-delete"), lost),
     "taint": waking,
+    "node-silent": silent,
 }
 
 

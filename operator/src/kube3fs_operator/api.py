@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 from kubernetes.aio import client
 from kubernetes.aio.client.exceptions import ApiException
 
-from kube3fs_crds import GROUP, VERSION, NodeCluster, StorageCluster, StorageClusterStatus, StorageNode
+from kube3fs_crds import (
+    GROUP,
+    VERSION,
+    Condition,
+    NodeCluster,
+    StorageCluster,
+    StorageClusterStatus,
+    StorageNode,
+    lease_name,
+)
 from kube3fs_operator import metrics, render
 from kube3fs_operator.faults import Faults, Step
 from kube3fs_operator.gates import NODE_FINALIZER
@@ -54,12 +63,29 @@ def sentence(error: ApiException) -> str:
         return f"{error.status} {error.reason}"
 
 
+class NodeLease(NamedTuple):
+    """The Lease of a node plugin."""
+
+    node: str
+    renewed: str
+    """When it was renewed last, as the Lease has it: to be compared with itself only."""
+    seconds: float
+    """How long it holds."""
+
+
 class Api:
     """Reads and writes. Every write has a name, at which tests may stop the process."""
 
     def __init__(
-        self, api_client: client.ApiClient, identity: str, faults: Faults, timeout: float = 30.0
+        self,
+        api_client: client.ApiClient,
+        identity: str,
+        faults: Faults,
+        timeout: float = 30.0,
+        namespace: str = "default",
     ) -> None:
+        self._leases = client.CoordinationV1Api(api_client)
+        self._namespace = namespace
         self._objects = client.CustomObjectsApi(api_client)
         self._core = client.CoreV1Api(api_client)
         self._identity = identity
@@ -110,6 +136,25 @@ class Api:
                 _request_timeout=self._timeout,
             )
         return int(answer["metadata"]["resourceVersion"])
+
+    async def mark_silent(self, node: StorageNode, ready: Condition) -> None:
+        """Write the condition Ready of a StorageNode whose plugin writes none; it writes its own again."""
+        body = {
+            "apiVersion": node.api_version,
+            "kind": "StorageNode",
+            "metadata": {"name": node.metadata.name, "uid": node.metadata.uid},
+            "status": {"conditions": [ready.as_object()]},
+        }
+        with self._write("node-silent"):
+            await self._objects.patch_cluster_custom_object_status(
+                *ENDPOINTS["StorageNode"],
+                node.metadata.name,
+                body,
+                field_manager=FIELD_MANAGER,
+                force=True,
+                _content_type=APPLY,
+                _request_timeout=self._timeout,
+            )
 
     async def delete_class(self, key: ClassKey, uid: str) -> None:
         """Delete a class, if it is still that one."""
@@ -190,6 +235,26 @@ class Api:
 
     # ---- fresh reads ----
 
+    async def node_leases(self) -> list[NodeLease]:
+        """The Leases of all node plugins, as a cache of the API server has them."""
+        page = await self._leases.list_namespaced_lease(
+            self._namespace, resource_version="0", _request_timeout=self._timeout
+        )
+        return [found for body in page.items if (found := _node_lease(body))]
+
+    async def node_renewed(self, node: str) -> str | None:
+        """When the plugin of the node last renewed its Lease, asked now."""
+        try:
+            body = await self._leases.read_namespaced_lease(
+                lease_name(node), self._namespace, _request_timeout=self._timeout
+            )
+        except ApiException as error:
+            if is_missing(error):
+                return None
+            raise
+        found = _node_lease(body)
+        return found.renewed if found else None
+
     async def node_exists(self, name: str) -> bool:
         """Whether Kubernetes has the node, asked now."""
         try:
@@ -268,3 +333,14 @@ class Api:
             except ApiException as error:
                 if not is_missing(error):
                     raise
+
+
+def _node_lease(body: client.V1Lease) -> NodeLease | None:
+    """None of a Lease that is no node plugin's."""
+    spec = body.spec
+    if not spec or not spec.holder_identity or not spec.renew_time or not body.metadata:
+        return None
+    node = spec.holder_identity
+    if body.metadata.name != lease_name(node):
+        return None
+    return NodeLease(node, spec.renew_time.isoformat(), float(spec.lease_duration_seconds or 0))

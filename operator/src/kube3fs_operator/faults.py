@@ -19,6 +19,7 @@ Step = Literal[
     "release",
     "node",
     "node-delete",
+    "node-silent",
     "give-up",
     "taint",
 ]

@@ -40,6 +40,8 @@ class NodeHealth:
         return seen.available_bytes < seen.capacity_bytes * FULL_BELOW
 
 
+SILENT = "NodePluginSilent"
+"""Reason of the condition Ready of a StorageNode whose plugin says nothing any more."""
 WAITING = ("WaitingForNode",)
 """Reasons that go away by themselves."""
 
@@ -96,6 +98,8 @@ def _problem(
         )
     ready = condition(storage_node, "Ready")
     if not is_up(ready):
+        if ready is not None and ready.reason == SILENT:
+            return SILENT, f"node {name}: {ready.message}"
         said = ready.message if ready else "it has no condition Ready"
         return "PluginNotReady", f"node {name}: the node plugin is not ready: {said}"
     if seen is None:

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 from kubernetes.aio.client.exceptions import ApiException
 
-from kube3fs_crds import Condition, StorageCluster, StorageClusterStatus, now
+from kube3fs_crds import Condition, StorageCluster, StorageClusterStatus, StorageNode, lease_name, now
 from kube3fs_operator import claims, gates, metrics, render
 from kube3fs_operator.api import Api, is_missing, sentence
-from kube3fs_operator.health import condition, is_up
+from kube3fs_operator.conditions import Draft, settle
+from kube3fs_operator.health import SILENT, condition, is_up
 from kube3fs_operator.placement import share
 from kube3fs_operator.status import Attempt, conflict, status
 from kube3fs_operator.views import ClusterKey, World
@@ -37,10 +38,18 @@ Key = ClusterKey | NodeKey
 class Reconciler:
     """Brings the API server's objects to what the world asks for."""
 
-    def __init__(self, world: World, api: Api, clock: Callable[[], datetime.datetime] = now) -> None:
+    def __init__(
+        self,
+        world: World,
+        api: Api,
+        clock: Callable[[], datetime.datetime] = now,
+        last_spoke: Callable[[str], str | None] = lambda _node: None,
+    ) -> None:
+        """`last_spoke`: for the node plugins that are silent, see `silence.Silence.renewed`."""
         self._world = world
         self._api = api
         self._clock = clock
+        self._last_spoke = last_spoke
         self._written: dict[ClusterKey, int] = {}  # resourceVersion of our last status
         self._snapshot_api_missing = False
 
@@ -156,10 +165,31 @@ class Reconciler:
         wanted = share(name, self._world).clusters
         if storage_node.spec.clusters != wanted:
             await self._api.apply_node(name, wanted)
+        await self._doubt(storage_node)
         ready = condition(storage_node, "Ready")
         if node.tainted and is_up(ready):
             await self._api.remove_taint(name)
         return None
+
+    async def _doubt(self, node: StorageNode) -> None:
+        """Says of a node whose plugin is silent that nobody knows how it fares."""
+        name, ready = node.metadata.name, condition(node, "Ready")
+        last_spoke = self._last_spoke(name)
+        if last_spoke is None or ready is None or ready.reason == SILENT:
+            return
+        if await self._api.node_renewed(name) != last_spoke:
+            return  # it speaks again
+        draft = Draft(
+            "Ready",
+            "Unknown",
+            SILENT,
+            f"the node plugin does not renew its Lease {lease_name(name)} any more, and what is said here "
+            "was true then: see kubectl get pods -o wide -A -l app.kubernetes.io/component=csi-node",
+        )
+        generation = node.metadata.generation or 0
+        await self._api.mark_silent(
+            node, settle([draft], node.status.conditions, generation, self._clock())[0]
+        )
 
     async def _node_gone(self, name: str) -> float | None:
         """What lay on a node that is no more can only be given up, and only where the user has deleted it."""

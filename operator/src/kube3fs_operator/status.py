@@ -202,8 +202,8 @@ def _classes_ready(cluster: StorageCluster, world: World, attempt: Attempt, node
             "False",
             "ClassNameNotReserved",
             f"StorageClass {name} is not made: its name neither begins with "
-            f"{cluster.metadata.namespace}. nor is it reserved for this namespace; make this cluster anew with "
-            "another spec.storageClassName, or have the name added to storageClassNames of the chart",
+            f"{cluster.metadata.namespace}. nor is it reserved for this namespace; make this cluster anew "
+            "with another spec.storageClassName, or have the name added to storageClassNames of the chart",
         )
     if attempt.apply_error:
         return Draft("ClassesReady", "False", "ApplyFailed", attempt.apply_error)

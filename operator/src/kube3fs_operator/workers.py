@@ -16,6 +16,8 @@ from kube3fs_operator.faults import Faults
 from kube3fs_operator.queue import WorkQueue
 from kube3fs_operator.reconcile import Key, NodeKey, Reconciler
 from kube3fs_operator.settings import Settings
+from kube3fs_operator.silence import Silence
+from kube3fs_operator.silence import watch as watch_leases
 from kube3fs_operator.views import ClusterKey, World
 
 log = logging.getLogger(__name__)
@@ -31,8 +33,11 @@ async def operate(
     """Watch and reconcile until cancelled."""
     ready: asyncio.Future[Reconciler] = asyncio.get_running_loop().create_future()
 
+    api = Api(api_client, settings.identity, faults, namespace=settings.namespace)
+    silence = Silence()
+
     def started(world: World) -> None:
-        ready.set_result(Reconciler(world, Api(api_client, settings.identity, faults)))
+        ready.set_result(Reconciler(world, api, last_spoke=silence.renewed))
 
     watching = asyncio.create_task(
         kopf.operator(
@@ -44,6 +49,7 @@ async def operate(
         )
     )
     workers = [asyncio.create_task(_work(queue, ready)) for _ in range(WORKERS)]
+    workers.append(asyncio.create_task(watch_leases(api, silence, lambda node: queue.add(NodeKey(node)))))
     try:
         done, _ = await asyncio.wait({watching, *workers}, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

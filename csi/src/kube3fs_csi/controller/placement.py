@@ -8,10 +8,23 @@ from kube3fs_csi.serving.errors import Exhausted
 
 def share_of(node: StorageNode, cluster: ClusterRef) -> NodeClusterStatus | None:
     """What `node` reports about its share of `cluster`."""
-    for share in node.status.clusters:
+    for share in shares(node):
         if (share.namespace, share.name) == (cluster.namespace, cluster.name):
             return share
     return None
+
+
+def shares(node: StorageNode) -> list[NodeClusterStatus]:
+    """What `node` reports about all clusters: nothing is ready if nobody knows how it fares."""
+    unknown = next(
+        (one for one in node.status.conditions if one.type == "Ready" and one.status == "Unknown"), None
+    )
+    if unknown is None:
+        return node.status.clusters
+    return [
+        share.model_copy(update={"ready": False, "message": unknown.message})
+        for share in node.status.clusters
+    ]
 
 
 def room(share: NodeClusterStatus) -> int:
@@ -27,13 +40,13 @@ def room(share: NodeClusterStatus) -> int:
 
 def choose(nodes: Iterable[StorageNode], cluster: ClusterRef, size: int, allowed: Sequence[str]) -> str:
     """The first of `allowed` that has room for `size` bytes; without a list, the node with the most room."""
-    shares = {node.metadata.name: share_of(node, cluster) for node in nodes}
-    candidates = list(allowed) or sorted(shares)
-    rooms = {name: room(share) for name in candidates if (share := shares.get(name)) is not None}
+    here = {node.metadata.name: share_of(node, cluster) for node in nodes}
+    candidates = list(allowed) or sorted(here)
+    rooms = {name: room(share) for name in candidates if (share := here.get(name)) is not None}
     fitting = [name for name in candidates if rooms.get(name, 0) >= size]
     if fitting:
         return fitting[0] if allowed else max(fitting, key=lambda name: rooms[name])
-    raise Exhausted(_why(shares, rooms, candidates, cluster, size))
+    raise Exhausted(_why(here, rooms, candidates, cluster, size))
 
 
 def _why(

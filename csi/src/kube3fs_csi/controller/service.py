@@ -17,7 +17,7 @@ from kube3fs_crds import (
     StorageVolumeSpec,
     VolumeSource,
 )
-from kube3fs_csi.controller.placement import choose, room, share_of
+from kube3fs_csi.controller.placement import choose, room, share_of, shares
 from kube3fs_csi.controller.requests import Wanted
 from kube3fs_csi.controller.wanted import is_pending, snapshot_is_wanted, volume_is_wanted
 from kube3fs_csi.kube.api import Api
@@ -165,7 +165,7 @@ class VolumeService:
             room(share)
             for node in self.nodes.items.values()
             if not wanted or node.metadata.name in wanted
-            for share in node.status.clusters
+            for share in shares(node)
             if cluster_key is None or (share.namespace, share.name) == cluster_key
         ]
 
