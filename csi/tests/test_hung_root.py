@@ -16,6 +16,7 @@ from kube3fs_csi.node import mounts
 from kube3fs_csi.node.clusters import Clusters, StorageHung, Wanted
 from kube3fs_csi.node.lanes import Lanes, Stuck
 from kube3fs_csi.node.publisher import Publisher
+from kube3fs_csi.node.scratch import EVERYBODY
 from kube3fs_csi.node.sessions import Sessions
 from kube3fs_csi.node.shm import SharedMemory
 from kube3fs_csi.node.state import Pod, Published, Store
@@ -33,7 +34,8 @@ class TwoDisks:
         self.daemon = Daemon(folder)
         self.lanes = Lanes(CALL_SECONDS)
         self.clusters = Clusters(folder / "clusters.json", [folder], self.lanes)
-        self.clusters.set({"ns/good": Wanted(good / "root"), "ns/bad": Wanted(bad / "root")})
+        roots = {"ns/good": good / "root", "ns/bad": bad / "root"}
+        self.clusters.set({name: Wanted(root, EVERYBODY) for name, root in roots.items()})
         self.sessions = Sessions(self.daemon.socket, lambda: self.publisher.wanted_sessions())
         shm = SharedMemory(folder / "shm")
         self.publisher = Publisher(Store(folder / "published"), self.sessions, self.clusters, shm, self.lanes)

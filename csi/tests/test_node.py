@@ -17,15 +17,17 @@ from csikit.daemon import Daemon
 from csikit.waiting import eventually
 from csikit.writer import Writer
 
+from kube3fs_crds import ScratchPolicy
 from kube3fs_csi.node import client_library, mounts
 from kube3fs_csi.node.clusters import Clusters, Wanted
 from kube3fs_csi.node.lanes import Lanes
 from kube3fs_csi.node.publisher import Publisher, open_volume
+from kube3fs_csi.node.scratch import EVERYBODY
 from kube3fs_csi.node.sessions import Health, Sessions
 from kube3fs_csi.node.shm import SharedMemory
 from kube3fs_csi.node.state import Pod, Published, Store
 from kube3fs_csi.node.usrbiod import Connection, DaemonError, DaemonGone
-from kube3fs_csi.serving.errors import AlreadyExists, InvalidArgument, NotFound, Precondition
+from kube3fs_csi.serving.errors import AlreadyExists, Exhausted, InvalidArgument, NotFound, Precondition
 
 MIB = 1 << 20
 T = TypeVar("T")
@@ -55,7 +57,7 @@ class Node:
         """A node plugin. Leaving it is like SIGKILL: nothing is unmounted, the fds are closed."""
         lanes = Lanes()
         clusters = Clusters(self.folder / "clusters.json", [self.data], lanes)
-        clusters.set({"ns/fast": Wanted(self.data)})
+        clusters.set({"ns/fast": Wanted(self.data, EVERYBODY)})
         await clusters.look(20)
         socket = (daemon or self.daemon).socket
         sessions = Sessions(socket, lambda: publisher.wanted_sessions(), superseded)
@@ -402,6 +404,43 @@ async def test_a_restarted_plugin_gets_the_fds_back(node: Node) -> None:
         await in_thread(lambda: (want.target / "file").write_bytes(b"served"))
         await publisher.publish(want)
         assert len(mounts.mounts_at(want.target)) == 1
+
+
+async def test_many_scratch_volumes_at_once_get_no_more_than_is_allowed(node: Node) -> None:
+    """Of twelve pods that come together as many start as fit; those that end make room for the next."""
+    async with node.plugin() as publisher:
+        policy = ScratchPolicy(namespaces=["*"], max_per_node="3Mi", max_per_volume="2Mi")
+        publisher.clusters.set({"ns/fast": Wanted(node.data, policy)})
+        await publisher.sessions.wait_up(20)
+        wants = [node.want(f"pod-{n}", f"csi-{n}", kind="scratch", size=MIB) for n in range(12)]
+        results = await asyncio.gather(*map(publisher.publish, wants), return_exceptions=True)
+        refused = [result for result in results if result is not None]
+        assert len(refused) == 9
+        assert {type(result) for result in refused} == {Exhausted}
+        assert len(publisher.store.all()) == len(list((node.data / "volumes").iterdir())) == 3
+        started = next(want for want, result in zip(wants, results, strict=True) if result is None)
+        await publisher.unpublish(started.volume_id, started.target)
+        await publisher.publish(node.want("pod-next", "csi-next", kind="scratch", size=MIB))
+        for record in publisher.store.all():
+            await publisher.unpublish(record.volume_id, record.target)
+
+
+async def test_a_pod_keeps_the_scratch_volume_that_it_has(node: Node) -> None:
+    """When the cluster allows none any more: published again, also after plugin and usrbiod died together."""
+    want = node.want("pod-a", "csi-1", kind="scratch", size=MIB)
+    async with node.plugin() as publisher:
+        await publisher.publish(want)
+        publisher.clusters.set({"ns/fast": Wanted(node.data)})
+        await publisher.publish(want)
+        with pytest.raises(Precondition, match=r"set spec\.scratch"):
+            await publisher.publish(node.want("pod-b", "csi-2", kind="scratch", size=MIB))
+    node.daemon.kill()
+    node.daemon.start()
+    async with node.plugin() as publisher:
+        publisher.clusters.set({"ns/fast": Wanted(node.data)})
+        await publisher.publish(want)
+        await in_thread(lambda: (want.target / "file").touch())
+        await publisher.unpublish("csi-1", want.target)
 
 
 @pytest.mark.parametrize("kind", ["filesystem", "scratch"])

@@ -47,12 +47,13 @@ def installed(cluster: Cluster) -> Iterator[None]:
 
 
 def storage_cluster(name: str, path: str) -> Manifest:
-    """A StorageCluster of the embedded engine on `NODE`."""
+    """A StorageCluster of the embedded engine on `NODE`, with scratch volumes for all."""
+    engine = {"embedded": {"path": path, "nodeSelector": {"kubernetes.io/hostname": NODE}}}
     return {
         "apiVersion": "kube3fs.io/v1alpha1",
         "kind": "StorageCluster",
         "metadata": {"name": name},
-        "spec": {"engine": {"embedded": {"path": path, "nodeSelector": {"kubernetes.io/hostname": NODE}}}},
+        "spec": {"engine": engine, "scratch": {"namespaces": ["*"], "maxPerNode": "10Gi"}},
     }
 
 

@@ -120,6 +120,16 @@ class Clusters:
             raise Precondition(f"StorageCluster {cluster} cannot be used on this node: {served.message}")
         return served.backend
 
+    def scratch_policy(self, cluster: str) -> ScratchPolicy | None:
+        """The cluster's rules for scratch volumes; None: it allows none."""
+        if not self.was_told:
+            raise Unavailable(
+                "the node plugin has just started and does not know yet to whom StorageCluster "
+                f"{cluster} allows scratch volumes; retry"
+            )
+        wanted = self.wanted.get(cluster)
+        return wanted.scratch if wanted else None
+
     def _now(self, name: str, wanted: Wanted) -> Served:
         served = self._served.get(name)
         if served is None or served.path != wanted.path:

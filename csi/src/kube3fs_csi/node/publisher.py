@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kube3fs_csi.backends.base import Backend, Usage
-from kube3fs_csi.node import mounts
+from kube3fs_csi.node import mounts, scratch
 from kube3fs_csi.node.clusters import Clusters
 from kube3fs_csi.node.group import give_to_group
 from kube3fs_csi.node.lanes import Lanes, Stuck
@@ -85,6 +85,9 @@ class Publisher:
             log.info("volume %s at %s was cut off; starting again", want.volume_id, want.target)
             await self._take_away(have)
         async with self._coming_or_gone:
+            if want.kind == "scratch" and have is None:
+                # With the record, in one step: of many pods none takes what another was allowed.
+                scratch.check(self.clusters.scratch_policy(want.cluster), want, self.store.all())
             self.store.put(want)
             self.published(want.volume_id)
         try:

@@ -20,7 +20,7 @@ from kube3fs_csi.kube.api import connected
 from kube3fs_csi.kube.informer import Informer
 from kube3fs_csi.kube.objects import Objects
 from kube3fs_csi.kube.pods import has_user_namespace
-from kube3fs_csi.node import client_library
+from kube3fs_csi.node import client_library, scratch
 from kube3fs_csi.node.clusters import Clusters, Wanted
 from kube3fs_csi.node.lanes import Lanes
 from kube3fs_csi.node.publisher import Publisher
@@ -57,7 +57,7 @@ class NodeProcess:
         self.lanes = Lanes()
         self.clusters = Clusters(state / "clusters.json", settings.data_dirs, self.lanes)
         if not settings.kubernetes:
-            self.clusters.set({name: Wanted(path) for name, path in settings.clusters})
+            self.clusters.set({name: Wanted(path, scratch.EVERYBODY) for name, path in settings.clusters})
         self.store = Store(state / "published")
         self.own_socket = 0
         """Inode of the CSI socket that this process serves at, as soon as it does."""
@@ -206,6 +206,7 @@ async def _run_agent(process: NodeProcess, servicer: Node) -> None:
             process.clusters,
             lambda: process.sessions.daemon,
             lambda: process.rdma_status,
+            process.store.all,
             everything,
         )
         process.publisher.published = volume_queue.add

@@ -1,0 +1,165 @@
+"""What a StorageNode reports, from what was seen. Pure functions."""
+
+import datetime
+from collections.abc import Mapping, Sequence
+
+import kube3fs_csi
+from kube3fs_crds import (
+    Condition,
+    DaemonKernel,
+    DaemonStatus,
+    NodeClusterFeatures,
+    NodeClusterStatus,
+    RdmaStatus,
+    StorageNode,
+    StorageNodeStatus,
+)
+from kube3fs_csi.agent.conditions import condition
+from kube3fs_csi.node import scratch
+from kube3fs_csi.node.clusters import Served, Wanted
+from kube3fs_csi.node.sessions import DaemonState
+from kube3fs_csi.node.state import Published
+
+_SAME_SPACE = 64 << 20
+"""Free space that changed by less is not worth a write."""
+
+
+def cluster_statuses(
+    clusters: Mapping[str, Served], published: Sequence[Published]
+) -> list[NodeClusterStatus]:
+    """What each cluster has here. Pure."""
+    return [
+        _cluster_status(name, served, scratch.of_cluster(published, name))
+        for name, served in sorted(clusters.items())
+    ]
+
+
+def _cluster_status(cluster: str, served: Served, volumes: Sequence[Published]) -> NodeClusterStatus:
+    namespace, _, name = cluster.partition("/")
+    backend, space = served.backend, served.space
+    status = NodeClusterStatus(
+        namespace=namespace,
+        name=name,
+        path=str(served.path),
+        ready=served.ready,
+        reason=served.reason,
+        message=served.message,
+        scratch_bytes=sum(volume.size for volume in volumes),
+        scratch_volumes=len(volumes),
+    )
+    if backend is None or space is None:
+        return status
+    return status.model_copy(
+        update={
+            "backend": backend.name,
+            "features": NodeClusterFeatures(**backend.features._asdict()),
+            "capacity_bytes": space.capacity,
+            "available_bytes": space.available,
+            "allocated_bytes": space.allocated,
+            "file_system": backend.file_system.device,
+            "reserved_bytes": space.reserved,
+            "volumes": space.volumes,
+        }
+    )
+
+
+def node_status(
+    node: StorageNode,
+    clusters: list[NodeClusterStatus],
+    about_scratch: list[Condition],
+    daemon: DaemonState,
+    rdma: RdmaStatus,
+    at: datetime.datetime,
+) -> StorageNodeStatus:
+    """The report, from what was seen. Pure.
+
+    Ready is about the node plugin and usrbiod: a cluster that cannot be used takes nothing from the others.
+    """
+    generation, old = node.metadata.generation, node.status.conditions
+    if daemon.healthy:
+        ready = condition(old, "Ready", True, "Serving", f"serves {len(clusters)} clusters", generation, at)
+    else:
+        ready = condition(old, "Ready", False, "DaemonDown", daemon.message, generation, at)
+    failed = [cluster for cluster in clusters if not cluster.ready]
+    reasons = {cluster.reason for cluster in failed}
+    reason = (reasons.pop() if len(reasons) == 1 else "ClustersNotReady") if failed else "AllReady"
+    message = "; ".join(f"{one.namespace}/{one.name}: {one.message}" for one in failed)
+    all_ready = condition(old, "ClustersReady", not failed, reason, message, generation, at)
+    return StorageNodeStatus(
+        observed_generation=generation,
+        conditions=[ready, all_ready, *about_scratch],
+        driver_version=kube3fs_csi.__version__,
+        daemon=daemon_status(daemon),
+        clusters=clusters,
+        rdma=rdma,
+    )
+
+
+def scratch_conditions(
+    node: StorageNode,
+    wanted: Mapping[str, Wanted],
+    clusters: Mapping[str, Served],
+    published: Sequence[Published],
+    at: datetime.datetime,
+) -> list[Condition]:
+    """What the rules for scratch volumes do not hold here: older ones, and sizes. Pure."""
+    generation, old = node.metadata.generation, node.status.conditions
+    refused, unheld = [], []
+    for name, served in sorted(clusters.items()):
+        policy, volumes = wanted[name].scratch, scratch.of_cluster(published, name)
+        if older := scratch.against_the_rules(policy, volumes):
+            refused.append(f"{len(older)} of {name}")
+        if (policy or volumes) and served.backend is not None and not served.backend.features.quota:
+            unheld.append(f"{name} ({served.path})")
+    allowed = condition(
+        old,
+        "ScratchAllowed",
+        not refused,
+        "OlderThanTheRules" if refused else "Allowed",
+        f"stay until their pods end, though spec.scratch does not allow them now: {', '.join(refused)}"
+        if refused
+        else "",
+        generation,
+        at,
+    )
+    held = condition(
+        old,
+        "ScratchSizesEnforced",
+        not unheld,
+        "NoQuota" if unheld else "Quota",
+        "nothing holds scratch volumes to their size, because the file system is not btrfs and has no "
+        f"project quotas, in: {', '.join(unheld)}"
+        if unheld
+        else "",
+        generation,
+        at,
+    )
+    return [allowed, held]
+
+
+def daemon_status(daemon: DaemonState) -> DaemonStatus:
+    """What is known of usrbiod."""
+    if daemon.hello is None:
+        return DaemonStatus(version="", healthy=False, message=daemon.message)
+    kernel = DaemonKernel.model_validate(daemon.hello["kernel"])
+    return DaemonStatus(
+        version=daemon.hello["version"], healthy=daemon.healthy, message=daemon.message, kernel=kernel
+    )
+
+
+def is_same(one: StorageNodeStatus, other: StorageNodeStatus) -> bool:
+    """Whether a write would tell nothing new: free space that moved a little does not count."""
+    return _coarse(one) == _coarse(other)
+
+
+def _coarse(status: StorageNodeStatus) -> StorageNodeStatus:
+    clusters = [
+        cluster.model_copy(
+            update={
+                "available_bytes": (cluster.available_bytes or 0) // _SAME_SPACE,
+                "reserved_bytes": (cluster.reserved_bytes or 0) // _SAME_SPACE,
+            }
+        )
+        for cluster in status.clusters
+    ]
+    return status.model_copy(update={"clusters": clusters})
