@@ -32,7 +32,9 @@ RUN --mount=type=secret,id=cargo.toml,target=/usr/local/cargo/config.toml \
  && usrbio-capi/build-release.sh /out/opt/usrbio \
  && usrbio-py/build-wheels.sh /out/opt/usrbio/wheels \
  && pip install --quiet --no-deps --no-index --target /out/opt/usrbio/python /out/opt/usrbio/wheels/*abi3*.whl \
- && install -D target/usrbio.data/scripts/usrbiod /out/usr/local/bin/usrbiod
+ && install -D target/usrbio.data/scripts/usrbiod /out/usr/local/bin/usrbiod \
+ && cargo --locked build --quiet --release -p kube3fs-tree \
+ && install target/release/kube3fs-tree /out/usr/local/bin/kube3fs-tree
 # pip writes the path of its own Python into programs.
 RUN sed -i '1s|^#!.*|#!/usr/bin/env python3|' /out/opt/usrbio/python/bin/usrbio
 
@@ -98,6 +100,7 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends btrfs-progs e2fsprogs python3-pyverbs quota \
  && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*
 COPY --from=csi-build /opt/venv /opt/venv
+COPY --from=native-build /out/usr/local/bin/kube3fs-tree /usr/local/bin/kube3fs-tree
 COPY crds/src/ csi/src/ /opt/kube3fs/
 RUN python3 -m compileall -q /opt/kube3fs
 ENTRYPOINT ["python3", "-m", "kube3fs_csi"]

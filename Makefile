@@ -92,7 +92,7 @@ test-python: venv usrbiod-debug ## Unit and property tests of the Python package
 
 .PHONY: usrbiod-debug
 usrbiod-debug:
-	cd $(NATIVE) && $(CARGO) build -q -p usrbiod
+	cd $(NATIVE) && $(CARGO) build -q -p usrbiod -p kube3fs-tree
 
 .PHONY: test-sanity
 test-sanity: go venv usrbiod-debug ## csi-sanity, all suites, against the driver's processes with the real usrbiod
@@ -225,6 +225,10 @@ test-fuzz: ## Fuzz every target for FUZZ_SECONDS each
 	cd $(NATIVE)/fuzz && host=$$(rustc -vV | sed -n 's/^host: //p') && for t in name ring; do \
 	  mkdir -p corpus/$$t && $(CARGO) run -q --release --config fuzzing.toml --target $$host --bin $$t -- \
 	    -max_total_time=$(FUZZ_SECONDS) -verbosity=0 corpus/$$t; done
+
+.PHONY: test-hostile
+test-hostile: ## What `make test` tries a few times, many times: a tenant who means harm; about 5 minutes
+	cd $(NATIVE) && KUBE3FS_TREE_ROUNDS=400 $(CARGO) test -p kube3fs-tree --test hostile
 
 $(TOOLS)/venv: $(NATIVE)/build-requirements.txt
 	python3 -m venv $@

@@ -28,7 +28,7 @@ REGISTRY = "ghcr.io/kube3fs"
 _NATIVE = ("client-native", "tests/bench/native")
 TARGETS = {
     "operator": ("operator/requirements.txt", "operator/src", "crds/src"),
-    "csi": ("csi/requirements.txt", "csi/src", "crds/src"),
+    "csi": ("csi/requirements.txt", "csi/src", "crds/src", *_NATIVE),
     "usrbiod": _NATIVE,
     "client": _NATIVE,
     "demo": (*_NATIVE, "docs/examples/demo"),
