@@ -94,6 +94,8 @@ class Make:
             "features": {"quota": True, "reflink": True, "snapshot": True},
             "capacityBytes": 100 * GIB,
             "availableBytes": more.get("available", 40 * GIB),
+            "scratchBytes": more.get("scratch", (0, 0))[0],
+            "scratchVolumes": more.get("scratch", (0, 0))[1],
             **({"reservedBytes": more["reserved"]} if "reserved" in more else {}),
         }
         return {

@@ -60,3 +60,16 @@ def test_thin_provisioning_is_told_to_the_node_and_shown() -> None:
             [Make.cluster(provisioning=provisioning), Make.node(), Make.storage_node("node-a", "demo")]
         )
         assert share("node-a", world).clusters[0].as_object().get("provisioning") == told
+
+
+def test_scratch_volumes_are_counted_over_all_nodes() -> None:
+    """With their number, and in what `kubectl get tfs` shows as allocated."""
+    nodes = [
+        Make.node("node-a"), Make.storage_node("node-a", "demo", scratch=(30 * GIB, 2)),
+        Make.node("node-b"), Make.storage_node("node-b", "demo", scratch=(10 * GIB, 1)),
+    ]  # fmt: skip
+    world = world_of([Make.cluster(), Make.volume(size=5 * GIB), *nodes])
+    found = status(StorageCluster.model_validate(Make.cluster()), world, Attempt(), NOW)
+    assert (found.scratch_bytes, found.scratch_volumes, found.allocated_bytes) == (40 * GIB, 3, 5 * GIB)
+    assert found.summary is not None
+    assert (found.summary.allocated, found.summary.scratch) == ("45Gi", "40Gi (3)")

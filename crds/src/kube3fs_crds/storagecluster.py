@@ -176,7 +176,9 @@ class ClusterSummary(ApiModel):
     available: Word
     """What new volumes may have: free space that is not promised yet."""
     allocated: Word
-    """Sum of the sizes of all volumes."""
+    """Sum of the sizes of all volumes, scratch volumes included."""
+    scratch: Word | None = None
+    """Of these, scratch volumes: their size and number, for example 40Gi (2)."""
 
 
 class StorageClusterStatus(Status):
@@ -193,6 +195,8 @@ class StorageClusterStatus(Status):
     """Sum of the sizes of all volumes."""
     scratch_bytes: Bytes | None = None
     """Sum of the sizes of the scratch volumes that pods have now, over all nodes."""
+    scratch_volumes: Count | None = None
+    """Number of scratch volumes that pods have now."""
     volumes: Count | None = None
     """Number of StorageVolumes."""
     snapshots: Count | None = None
@@ -223,6 +227,7 @@ class StorageCluster(Resource):
             Column("Nodes", "string", ".status.summary.nodes"),
             Column("Volumes", "integer", ".status.volumes"),
             Column("Allocated", "string", ".status.summary.allocated"),
+            Column("Scratch", "string", ".status.summary.scratch"),
             Column("Capacity", "string", ".status.summary.capacity"),
             Column("Free", "string", ".status.summary.available"),
             Column("StorageClass", "string", ".status.storageClassName"),

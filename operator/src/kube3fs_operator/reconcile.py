@@ -219,6 +219,7 @@ def _publish(key: ClusterKey, seen: StorageClusterStatus) -> None:
         ("available", seen.available_bytes),
         ("unreserved", seen.unreserved_bytes),
         ("allocated", seen.allocated_bytes),
+        ("scratch", seen.scratch_bytes),
     ):
         metrics.CLUSTER_BYTES.labels(*key, what).set(number or 0)
     if seen.nodes:

@@ -35,6 +35,9 @@ def status(
     available = _coarse(sum(node.figures.available_bytes or 0 for node in serving if node.figures), capacity)
     unreserved = _coarse(sum(room(node.figures) for node in serving if node.figures), capacity)
     allocated = sum(view.capacity_bytes for view in held)
+    scratch = [node.figures for node in serving if node.figures and node.figures.scratch_volumes]
+    scratch_bytes = sum(seen.scratch_bytes or 0 for seen in scratch)
+    scratch_volumes = sum(seen.scratch_volumes or 0 for seen in scratch)
     generation = cluster.metadata.generation or 0
     return StorageClusterStatus(
         observed_generation=generation,
@@ -49,6 +52,8 @@ def status(
         available_bytes=available,
         unreserved_bytes=unreserved,
         allocated_bytes=allocated,
+        scratch_bytes=scratch_bytes,
+        scratch_volumes=scratch_volumes,
         volumes=sum(view.kind == "StorageVolume" for view in held),
         snapshots=sum(view.kind == "StorageSnapshot" for view in held),
         storage_class_name=render.class_name(cluster),
@@ -56,7 +61,8 @@ def status(
             nodes=f"{len(serving)}/{len(nodes)}",
             capacity=human(capacity),
             available=human(unreserved),
-            allocated=human(allocated),
+            allocated=human(allocated + scratch_bytes),
+            scratch=f"{human(scratch_bytes)} ({scratch_volumes})" if scratch_volumes else "0",
         ),
     )
 
