@@ -14,13 +14,15 @@ from kube3fs_crds import (
 )
 from kube3fs_csi.agent.conditions import condition, in_words
 from kube3fs_csi.backends.base import Backend, DataMissing, Snapshot
+from kube3fs_csi.serving import machine
 from kube3fs_csi.serving.errors import CsiError
 
 
-def call_error(error: Exception) -> CallError:
-    """What the waiting CSI call answers."""
-    code = error.code.name if isinstance(error, CsiError) else "INTERNAL"
-    return CallError(code=code, message=str(error))
+def call_error(what: str, error: Exception) -> CallError:
+    """What the waiting CSI call answers, when work on `what` failed."""
+    refused = machine.refusal(what, error) if isinstance(error, OSError) else error
+    code = refused.code.name if isinstance(refused, CsiError) else "INTERNAL"
+    return CallError(code=code, message=str(refused))
 
 
 def volume_ready(
@@ -77,14 +79,15 @@ def volume_failed(
         made, reason = False, "DataMissing"
     if volume.metadata.deletion_timestamp:
         made, reason = False, "NotDeleted"
-    ready = condition(old, "Ready", made, reason, str(error), generation, now)
+    told = call_error(f"making or deleting volume {volume.metadata.name}", error)
+    ready = condition(old, "Ready", made, reason, told.message, generation, now)
     others = [found for found in old if found.type != "Ready"]
     return volume.status.model_copy(
         update={
             "observed_generation": generation,
             "conditions": [ready, *others],
             "used_by": list(users[:MAX_USERS]),
-            "error": call_error(error),
+            "error": told,
             "progress": None,
         }
     )
@@ -115,7 +118,8 @@ def snapshot_failed(
     reason = "NotDeleted" if snapshot.metadata.deletion_timestamp else "NotTaken"
     if isinstance(error, DataMissing):
         reason = "DataMissing"
-    ready = condition(snapshot.status.conditions, "Ready", False, reason, str(error), generation, now)
+    told = call_error(f"making or deleting snapshot {snapshot.metadata.name}", error)
+    ready = condition(snapshot.status.conditions, "Ready", False, reason, told.message, generation, now)
     return snapshot.status.model_copy(
-        update={"observed_generation": generation, "conditions": [ready], "error": call_error(error)}
+        update={"observed_generation": generation, "conditions": [ready], "error": told}
     )

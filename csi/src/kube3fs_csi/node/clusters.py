@@ -15,6 +15,7 @@ from kube3fs_csi.backends.base import Backend, DataMissing, Space
 from kube3fs_csi.backends.choose import open_root
 from kube3fs_csi.node.lanes import Lanes
 from kube3fs_csi.node.state import write_atomically
+from kube3fs_csi.serving import machine
 from kube3fs_csi.serving.errors import CsiError, Precondition, Unavailable
 
 log = logging.getLogger(__name__)
@@ -202,5 +203,4 @@ def _is_current(served: Served, path: Path) -> bool:
 
 
 def _in_words(path: Path, error: OSError) -> str:
-    where = error.filename or path
-    return f"{where}: {error.strerror or error}. Mend the folder, or name another one in the StorageCluster"
+    return str(machine.refusal(f"looking at {path}", error))

@@ -4,6 +4,7 @@ import logging
 import subprocess
 
 from kube3fs_csi.serving.errors import CsiError
+from kube3fs_csi.serving.machine import code_of
 
 log = logging.getLogger(__name__)
 
@@ -11,7 +12,11 @@ TIMEOUT_SECONDS = 60.0
 
 
 class CommandFailed(CsiError):
-    """A program ended with an error, or not at all."""
+    """A program ended with an error, or not at all. Its last words decide about the code."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code_of(sentence).code
 
 
 def run(*argv: str, timeout: float = TIMEOUT_SECONDS) -> str:

@@ -144,7 +144,7 @@ def unmount(target: Path) -> None:
     """Takes away everything mounted at `target`, busy or not. Nothing mounted there is success."""
     while True:
         try:
-            _call(_libc.umount2, os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW)
+            _call(_libc.umount2, target, os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW)
         except OSError as error:
             if error.errno not in _NOTHING_MOUNTED:
                 raise
@@ -154,6 +154,7 @@ def unmount(target: Path) -> None:
 def _mount(source: str, target: Path, fstype: str, flags: int, data: str = "") -> None:
     _call(
         _libc.mount,
+        target,
         source.encode(),
         os.fsencode(target),
         fstype.encode(),
@@ -162,7 +163,7 @@ def _mount(source: str, target: Path, fstype: str, flags: int, data: str = "") -
     )
 
 
-def _call(function: Callable[..., int], *arguments: object) -> None:
+def _call(function: Callable[..., int], path: Path, *arguments: object) -> None:
     if function(*arguments):
         code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), str(arguments[0]))
+        raise OSError(code, os.strerror(code), os.fsdecode(path))

@@ -42,8 +42,8 @@ def check(policy: ScratchPolicy | None, want: Published, others: Iterable[Publis
     if want.size > total - taken:
         raise Exhausted(
             f"scratch volumes of StorageCluster {cluster} may have {total} bytes on a node, and have {taken} "
-            f"here, {want.size} more were asked for: ask for less, wait for pods to end, or have the owner of "
-            "the cluster raise spec.scratch.maxPerNode"
+            f"here, {want.size} more were asked for: ask for less, wait for pods to end, or have the owner "
+            "of the cluster raise spec.scratch.maxPerNode"
         )
 
 

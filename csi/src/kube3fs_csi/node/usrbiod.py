@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grpc
+
 from kube3fs_csi.serving.errors import CsiError, Unavailable
 
 _MAX_MESSAGE = 65536
@@ -24,6 +26,12 @@ _TIMEOUT_SECONDS = 10.0
 _DRAIN_SECONDS = 35.0
 
 Json = dict[str, Any]
+
+
+_DEFECTS = frozenset(
+    {"not-json", "unknown-op", "unknown-field", "invalid-field", "missing-fds", "too-many-fds", "too-large"}
+)
+"""Error codes of usrbiod that only a defect of ours brings about."""
 
 
 class DaemonGone(Unavailable):
@@ -37,8 +45,9 @@ class DaemonError(CsiError):
     """The daemon refused a request. `kind` is its error code."""
 
     def __init__(self, op: str, kind: str, message: str) -> None:
-        super().__init__(f"usrbiod refused {op}: {message}")
+        super().__init__(f"usrbiod refused {op}: {message}; its container's log says more")
         self.kind = kind
+        self.code = grpc.StatusCode.INTERNAL if kind in _DEFECTS else grpc.StatusCode.UNAVAILABLE
 
 
 class Message(NamedTuple):

@@ -11,6 +11,7 @@ import grpc
 from google.protobuf.message import Message
 from prometheus_client import Histogram
 
+from kube3fs_csi.serving import machine
 from kube3fs_csi.serving.errors import CsiError
 
 log = logging.getLogger(__name__)
@@ -66,18 +67,30 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 return await call(request, context)
             except CsiError as error:
                 code, sentence = error.code, str(error)
+                if code is grpc.StatusCode.INTERNAL:  # a program's or a daemon's own words
+                    sentence = f"{_what(method, about)} failed: {sentence}"
             except NotImplementedError:
                 code, sentence = grpc.StatusCode.UNIMPLEMENTED, f"{method} is not offered by this driver"
             except asyncio.CancelledError:
                 code = grpc.StatusCode.CANCELLED
                 raise
             except OSError as error:
-                log.exception("%s failed", method, extra={"facts": about})
-                code, sentence = grpc.StatusCode.INTERNAL, f"{method}: {error.strerror or error}"
+                refused = machine.refusal(_what(method, about), error)
+                code, sentence = refused.code, str(refused)
+                log.log(
+                    logging.ERROR if code is grpc.StatusCode.INTERNAL else logging.WARNING,
+                    "%s failed",
+                    method,
+                    exc_info=True,
+                    extra={"facts": about},
+                )
             except Exception:
                 log.exception("%s failed", method, extra={"facts": about})
                 code = grpc.StatusCode.INTERNAL
-                sentence = f"{method} met a defect of the driver; see request {about['request']} in its log"
+                sentence = (
+                    f"{_what(method, about)} met a defect of the driver; see request {about['request']} in "
+                    "its log, and report it"
+                )
             finally:
                 seconds = time.monotonic() - start
                 CALLS.labels(method, code.name).observe(seconds)
@@ -89,6 +102,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return await context.abort(code, sentence[:_MOST_CHARACTERS])
 
         return wrapped
+
+
+def _what(method: str, about: dict[str, Any]) -> str:
+    """The call by what it is about: a user looks for the name of the volume."""
+    for field, word in (("volume_id", "volume"), ("snapshot_id", "snapshot"), ("name", "")):
+        if field in about:
+            return f"{method} of {word} {about[field]}".replace("  ", " ")
+    return method
 
 
 def facts_of(request: Message) -> dict[str, Any]:
