@@ -3,7 +3,7 @@
 use crate::control::client::{Client, ClientError};
 use crate::control::message::{Listed, Named, Request, Stats};
 use crate::metrics_http::Address;
-use crate::{run, standalone};
+use crate::{ring, run, standalone};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -72,6 +72,14 @@ Exit codes: 0 stopped, 2 wrong arguments, 3 not root, 4 no /dev/fuse, 5-6 DIR, 7
     },
     /// Let a daemon finish what runs and take nothing new, so that a successor can take over.
     Drain(Ask),
+    /// What the daemon runs to allocate a client's memory on the client's account.
+    #[command(hide = true)]
+    Reserve {
+        /// `cgroup.procs` of the cgroup to move to.
+        procs: PathBuf,
+        /// Bytes of the file on stdin.
+        len: u64,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -127,6 +135,7 @@ impl Cli {
             Command::List(ask) => ask.list().map_err(|e| (1, e.to_string())),
             Command::Stats { ask, session } => ask.stats(session).map_err(|e| (1, e.to_string())),
             Command::Drain(ask) => ask.drain().map_err(|e| (1, e.to_string())),
+            Command::Reserve { procs, len } => return ExitCode::from(ring::reserve_as_helper(&procs, len)),
         };
         let Err((code, message)) = result else { return ExitCode::SUCCESS };
         let _ = writeln!(std::io::stderr(), "usrbiod: {message}");

@@ -35,6 +35,7 @@ pub enum RunError {
 /// Runs a daemon until SIGTERM or SIGINT. Its sessions stay as they are, for a successor.
 pub fn daemon(socket: &Path, state_dir: &Path, metrics: Option<&Address>) -> Result<(), RunError> {
     raise_fd_limit();
+    crate::ring::use_helper("/proc/self/exe".into());
     let state = state_directory(state_dir)
         .map_err(|error| RunError::StateDir { path: state_dir.to_owned(), error })?;
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -2,6 +2,7 @@
 //!
 //! * [`shm`](self): opens and maps what clients name; a peer may truncate it at any moment (`guard`).
 //! * `registry`: the Iovs and rings of a session ([`SessionRings`]), and what a successor must know of them.
+//! * `reserve`: memory that clients have not touched is allocated on their account.
 //! * `sweep`: files that clients left which died before they registered them.
 //! * `engine`, `watcher`, `worker`, `home`: who looks at which ring, and when it sleeps.
 //! * `job`, `exec`: one ring's turn, one request; `file` and `holes` know the backing file; `io` is the io_uring.
@@ -16,6 +17,7 @@ mod io;
 mod job;
 mod object;
 mod registry;
+mod reserve;
 mod sem;
 mod shm;
 mod slab;
@@ -27,6 +29,7 @@ mod worker;
 
 pub use engine::Engine;
 pub use registry::{RingsConfig, SessionRings, remove_semaphores};
+pub use reserve::{run as reserve_as_helper, use_helper};
 pub(crate) use sem::NAME_PREFIX;
 
 use crate::fs::{BackingFile, Fs};

@@ -3,6 +3,7 @@
 use super::engine::Engine;
 use super::job::Ring;
 use super::object::{Core, Iov, lock};
+use super::reserve;
 use super::sem::SubmitSem;
 use super::shm::{self, SharedMap};
 use super::sweep::{Sweeper, same_file};
@@ -53,6 +54,8 @@ pub struct SessionRings {
     keeper: Arc<Keeper>,
     shm: Option<OwnedFd>,
     objects: Mutex<Objects>,
+    /// Held while memory is reserved.
+    reserving: Mutex<()>,
     sweeper: Sweeper,
 }
 
@@ -103,13 +106,14 @@ impl SessionRings {
             keeper,
             shm,
             objects: Mutex::default(),
+            reserving: Mutex::default(),
             sweeper: Sweeper::default(),
         })
     }
 
     /// Registers `name` for the shared memory at `target`: opens, checks, maps, and for a ring starts to serve it. All of
     /// it is done when this returns. Errors as in the contract: `EINVAL` for the name (`EIO` for its UUID), `EACCES` for
-    /// the memory, `EMFILE` at a limit, `EEXIST` for a name or an Iov's id that is there.
+    /// the memory (`ENOSPC`, `ENOMEM` where its pages cannot be had), `EMFILE` at a limit, `EEXIST` for a name or an Iov's id that is there.
     pub fn register(&self, name: &str, target: &str, owner: &Owner) -> Result<ObjectInfo> {
         let parsed = parse(name)?;
         let shm = self.shm.as_ref().ok_or(Errno::ACCESS)?;
@@ -119,6 +123,11 @@ impl SessionRings {
         let (fd, stat) = shm::open_for(shm, shm::relative(target)?, owner)?;
         let plan = self.plan(parsed, stat.st_size as u64)?;
         let record = record(name, target, owner, &plan)?;
+        self.check_limits(&lock(&self.objects), &plan)?;
+        // One at a time: a session has one helper.
+        let reserving = lock(&self.reserving);
+        reserve::reserve(&self.core.name, &fd, &stat, plan.len, owner)?;
+        drop(reserving);
         // From here on under the lock, so that limits and names hold.
         let mut objects = lock(&self.objects);
         if objects.by_name.contains_key(name) {

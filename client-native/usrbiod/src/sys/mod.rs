@@ -1,5 +1,6 @@
 //! System calls that rustix lacks: one safe function each, the argument for it inside, errno out.
 
+pub mod cgroup;
 pub mod creds;
 pub mod dio;
 pub mod dirents;

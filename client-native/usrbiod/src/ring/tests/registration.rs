@@ -210,3 +210,18 @@ fn detaching_leaves_nothing_in_shared_memory() {
     assert_eq!(left, [format!("ring-{}", &client.ring_name[..36]).as_str()]);
     assert_eq!(register(&server, "", left[0].to_str().unwrap(), &ME), Err(Errno::MFILE));
 }
+
+#[test]
+fn memory_is_present_when_it_is_registered_or_it_is_enospc() {
+    use std::os::unix::fs::MetadataExt;
+    let limits = Limits { iov_bytes: u64::MAX, ..Limits::default() };
+    let server = Server::new(Engine::idle(), limits, false);
+    let sparse = server.shm_file("sparse", (3 << 20) + 5);
+    assert_eq!(sparse.metadata().unwrap().blocks(), 0);
+    assert!(register(&server, "", "sparse", &ME).is_ok());
+    let after = sparse.metadata().unwrap();
+    assert_eq!((after.len(), after.blocks() * 512), ((3 << 20) + 5, (3 << 20) + 4096));
+    let huge = server.shm_file("huge", 1 << 45);
+    assert_eq!(register(&server, "", "huge", &ME), Err(Errno::NOSPC));
+    assert_eq!(huge.metadata().unwrap().blocks(), 0, "nothing of it was taken");
+}
