@@ -12,8 +12,8 @@ use crate::fuse::{Notifier, Pool};
 use crate::metrics::Sample;
 use crate::ring::Engine;
 use crate::session::{Session, SessionConfig, SessionFds, Shared};
-use crate::state::SessionState;
-use crate::types::{Errno, Result};
+use crate::state::{OpenError, SessionState};
+use crate::types::Result;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::FileType;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -188,22 +188,31 @@ impl Daemon {
     }
 
     fn open_state(&self, name: &str, resume: bool, shm: Option<&OwnedFd>) -> Result<SessionState, Refusal> {
-        let failed = |errno| match errno {
-            Errno::BADMSG => Refusal::StateVersion { session: name.to_owned() },
-            errno => Refusal::Failed { what: "opening the state", session: name.to_owned(), errno },
-        };
+        let session = || name.to_owned();
+        let failed = |errno| Refusal::Failed { what: "opening the state", session: session(), errno };
         let exists = SessionState::exists(&self.state_dir, name);
         if resume && !exists {
-            return Err(Refusal::NoState { session: name.to_owned() });
+            return Err(Refusal::NoState { session: session() });
         }
         if !resume && exists {
             // It belongs to a mount that is gone; its semaphores may lie where ours will.
-            if let (Some(shm), Ok(old)) = (shm, SessionState::open(&self.state_dir, name)) {
+            if let (Some(shm), Ok(old)) = (shm, SessionState::leftover_header(&self.state_dir, name)) {
                 crate::ring::remove_semaphores(shm, &old);
             }
             SessionState::remove(&self.state_dir, name).map_err(failed)?;
         }
-        SessionState::open(&self.state_dir, name).map_err(failed)
+        SessionState::open(&self.state_dir, name).map_err(|error| {
+            if !resume {
+                self.remove_state(name);
+            }
+            match error {
+                OpenError::System(errno) => failed(errno),
+                OpenError::Refused(why) => {
+                    tracing::error!(session = name, why, "the state cannot be taken over");
+                    Refusal::StateVersion { session: session(), why }
+                }
+            }
+        })
     }
 
     fn remove_state(&self, name: &str) -> bool {

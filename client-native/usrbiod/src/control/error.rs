@@ -41,9 +41,9 @@ pub enum Refusal {
     #[error("there is no state of session {session} to resume: mount anew, and attach without resume")]
     NoState { session: String },
     #[error(
-        "the state of session {session} is of another version: detach with the version that wrote it, or mount anew"
+        "the state of session {session} cannot be taken over: {why}; detach with the version that wrote it, or mount anew"
     )]
-    StateVersion { session: String },
+    StateVersion { session: String, why: String },
     #[error("the daemon is draining and takes no sessions: attach to its successor")]
     Draining,
     #[error("this connection carries keep events: ask on another one")]

@@ -269,7 +269,7 @@ impl Nodes {
         if handle.is_none() && !self.is_pinned(node_at(index)) {
             return None;
         }
-        self.state.nodes.field(index, offset_of!(NodeRec, nlookup)).fetch_add(1, Ordering::AcqRel);
+        self.state.nodes.field(index, offset_of!(NodeRec, nlookup))?.fetch_add(1, Ordering::AcqRel);
         Some(node_at(index))
     }
 
@@ -317,7 +317,7 @@ impl Nodes {
         let Some(rec) = self.state.nodes.get(index) else { return };
         let key = (rec.dev, rec.ino);
         let mut shard = self.shard(key);
-        let count = self.state.nodes.field(index, offset_of!(NodeRec, nlookup));
+        let Some(count) = self.state.nodes.field(index, offset_of!(NodeRec, nlookup)) else { return };
         let left = count.load(Ordering::Acquire).saturating_sub(nlookup);
         count.store(left, Ordering::Release);
         if left != 0 || in_use() {

@@ -116,13 +116,13 @@ impl Opens {
             let flags = OFlags::from_bits_retain(rec.flags);
             inner.handles.insert(index, Handle { uid: rec.uid, tgid: rec.tgid, flags });
             if matches!(inner.passthrough, Passthrough::Untried) {
-                opens.set_passthrough(&mut inner, opens.backing_id(open.node).load(Ordering::Acquire));
+                opens.set_passthrough(&mut inner, opens.backing_id(open.node));
             }
         }
         for (index, rec) in opens.state.nodes.iter().filter(|(_, rec)| rec.backing_id != 0) {
             // Registered by a predecessor that died before it opened the file.
             if opens.find(NodeId(u64::from(index) + 2)).is_none() {
-                opens.state.nodes.field32(index, offset_of!(NodeRec, backing_id)).store(0, Ordering::Release);
+                opens.set_backing_id(NodeId(u64::from(index) + 2), 0);
                 let _ = opens.channel.backing_close(rec.backing_id);
             }
         }
@@ -148,9 +148,19 @@ impl Opens {
         Ok(shard.entry(node).or_insert_with(new).clone())
     }
 
-    fn backing_id(&self, node: NodeId) -> &AtomicU32 {
-        let index = index_of(node).unwrap_or_default();
-        self.state.nodes.field32(index, offset_of!(NodeRec, backing_id))
+    /// The passthrough id of an inode, 0 for none.
+    fn backing_id(&self, node: NodeId) -> u32 {
+        self.backing_id_field(node).map_or(0, |id| id.load(Ordering::Acquire))
+    }
+
+    fn set_backing_id(&self, node: NodeId, id: u32) {
+        if let Some(field) = self.backing_id_field(node) {
+            field.store(id, Ordering::Release);
+        }
+    }
+
+    fn backing_id_field(&self, node: NodeId) -> Option<&AtomicU32> {
+        self.state.nodes.field32(index_of(node)?, offset_of!(NodeRec, backing_id))
     }
 
     /// Opens `node`: the handle and, with passthrough, the backing id. `made` is the file as it was just created.
@@ -210,7 +220,7 @@ impl Opens {
             flags: opener.flags.bits(),
             uid: opener.uid,
             tgid: opener.tgid,
-            pad: 0,
+            ..OpenRec::default()
         };
         let index = self.state.opens.insert(&rec).ok_or(Errno::NFILE)?;
         inner.handles.insert(index, Handle { uid: opener.uid, tgid: opener.tgid, flags: opener.flags });
@@ -238,7 +248,7 @@ impl Opens {
         };
         match self.channel.backing_open(fd) {
             Ok(id) => {
-                self.backing_id(open.node).store(id, Ordering::Release);
+                self.set_backing_id(open.node, id);
                 Ok(id)
             }
             Err(error) => {
@@ -379,7 +389,7 @@ impl Opens {
         self.unkeep_locked(open, &mut inner);
         if let Passthrough::Id(_) = passthrough {
             // Before it is closed: a successor must not name an id that the kernel gave to another file.
-            self.backing_id(open.node).store(0, Ordering::Release);
+            self.set_backing_id(open.node, 0);
         }
         self.shard(open.node).write().unwrap_or_else(|e| e.into_inner()).remove(&open.node);
         drop(inner);
@@ -429,7 +439,7 @@ impl Opens {
 
     /// Does the kernel read and write the file of `node` itself?
     pub fn has_passthrough(&self, node: NodeId) -> bool {
-        index_of(node).is_some() && self.backing_id(node).load(Ordering::Acquire) != 0
+        self.backing_id(node) != 0
     }
 
     pub fn open_dir(&self, node: NodeId, opener: Opener) -> Result<u64> {
@@ -441,7 +451,7 @@ impl Opens {
             flags: opener.flags.bits(),
             uid: opener.uid,
             tgid: opener.tgid,
-            pad: 0,
+            ..OpenRec::default()
         };
         let index = self.state.opens.insert(&rec).ok_or(Errno::NFILE)?;
         Ok(file_handle(index, generation))

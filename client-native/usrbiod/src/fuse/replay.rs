@@ -115,14 +115,14 @@ pub struct Slot<'a> {
 
 impl Slot<'_> {
     fn set(&self, offset: usize, value: u64) {
-        if let Some(index) = self.index {
-            self.journal.state.replies.field(index, offset).store(value, Ordering::Relaxed);
+        if let Some(field) = self.index.and_then(|index| self.journal.state.replies.field(index, offset)) {
+            field.store(value, Ordering::Relaxed);
         }
     }
 
     fn set32(&self, offset: usize, value: u32, order: Ordering) {
-        if let Some(index) = self.index {
-            self.journal.state.replies.field32(index, offset).store(value, order);
+        if let Some(field) = self.index.and_then(|index| self.journal.state.replies.field32(index, offset)) {
+            field.store(value, order);
         }
     }
 

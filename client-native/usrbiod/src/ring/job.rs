@@ -394,8 +394,9 @@ impl RingState {
         }
         // Before the client can see the completion and look at the file.
         self.tell_written(ring);
-        let journal = ring.core.state.objects.field(ring.number, offset_of!(ObjectRec, journal_sq));
-        journal.store(journal_word(self.ring.after(self.staged)), Ordering::Release);
+        if let Some(journal) = ring.core.state.objects.field(ring.number, offset_of!(ObjectRec, journal_sq)) {
+            journal.store(journal_word(self.ring.after(self.staged)), Ordering::Release);
+        }
         self.ring.publish(self.staged);
         self.staged = 0;
         self.unposted = true;

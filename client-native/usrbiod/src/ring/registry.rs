@@ -491,9 +491,9 @@ fn text(bytes: &[u8], len: u32) -> Result<&str> {
     std::str::from_utf8(bytes).map_err(|_| Errno::BADMSG)
 }
 
-/// Removes the semaphores that `state` names, of a session that ended without a daemon.
-pub fn remove_semaphores(shm: &OwnedFd, state: &SessionState) {
-    for known in state.header().semaphores {
+/// Removes the semaphores of a session that ended without a daemon.
+pub fn remove_semaphores(shm: &OwnedFd, header: &HeaderRec) {
+    for known in header.semaphores {
         let len = known.iter().position(|byte| *byte == 0).unwrap_or(known.len());
         let Ok(name) = std::str::from_utf8(&known[..len]) else { continue };
         if let Ok(semaphore) = SubmitSem::reopen(shm, name) {

@@ -1,29 +1,52 @@
 //! What a successor must know: one sparse file per session, mapped by the daemon. `kill -9` loses none of it,
 //! since the page cache holds the stores; a power cut ends the mounts as well, so nothing is ever synced.
 //!
-//! The file is a header page and tables of fixed capacity. A record's first word is its tag: 0 is free. A record is
+//! The file is a directory of tables and the tables (`file`). A record's first word is its tag: 0 is free. A record is
 //! written with tag 0, then tagged, so that a successor never sees half of one.
+//!
+//! Versions: see `records` for how a record gains a field. A successor reads what an older version wrote, and what a newer one
+//! wrote as long as that used nothing new: spare bytes that are zero, tables that are unknown and empty. The first version
+//! had another file, which `migrate` reads. What cannot be read is refused, session by session.
 
+mod file;
+mod migrate;
 pub mod records;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use crate::types::{Errno, Result};
+use file::Directory;
 use records::{ConfRec, HeaderRec, LockRec, NodeRec, ObjectRec, OpenRec, ReplyRec};
-use rustix::fs::{Mode, OFlags};
-use std::os::fd::{AsFd, OwnedFd};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-pub use table::{Record, Table};
+pub use table::Table;
 
-/// First 8 bytes of a state file; the last digit is the version of the records.
-const MAGIC: u64 = u64::from_le_bytes(*b"usrbiod1");
+/// Requests that can be noted, come what may: as many as the pool has workers for one session.
+const NOTED: u32 = 64;
 
-const HEADER_LEN: usize = 4096;
-const REPLIES: u32 = 256;
-const OBJECTS: u32 = 1 << 16;
-const OPENS: u32 = 1 << 22;
-const LOCKS: u32 = 1 << 18;
-const NODES: u32 = 1 << 24;
-const SETTINGS: u32 = 1 << 16;
+const SUFFIX: &str = ".state";
+/// A state that is being migrated; it takes the place of the old one when it is whole.
+const UNFINISHED: &str = ".state.new";
+
+/// Why there is no state to go on with.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// A system call failed. `ENOSPC`: the file system of the state directory is full.
+    #[error("{0}")]
+    System(#[from] Errno),
+    /// This version cannot go on with it; half a sentence that says why.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl OpenError {
+    fn refused(why: impl Into<String>) -> OpenError {
+        OpenError::Refused(why.into())
+    }
+}
 
 /// The state of one session. Dropping it leaves the file.
 pub struct SessionState {
@@ -43,31 +66,57 @@ pub struct SessionState {
 }
 
 impl SessionState {
-    /// Opens the state of session `name` in `dir`, or makes it. `EBADMSG`: there is a file, of another version or none of
-    /// ours.
-    pub fn open(dir: impl AsFd, name: &str) -> Result<SessionState> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = rustix::fs::openat(dir, format!("{name}.state"), flags, Mode::RUSR | Mode::WUSR)?;
-        SessionState::map(file)
+    /// Opens the state of session `name` in `dir`, or makes it. That of the first version is migrated before.
+    pub fn open(dir: impl AsFd, name: &str) -> std::result::Result<SessionState, OpenError> {
+        let dir = dir.as_fd();
+        let path = format!("{name}{SUFFIX}");
+        let file = open_file(dir, &path, OFlags::CREATE)?;
+        if !migrate::is_first_version(&file)? {
+            return SessionState::map(file);
+        }
+        let unfinished = format!("{name}{UNFINISHED}");
+        remove_if_there(dir, &unfinished)?;
+        let migrated = open_file(dir, &unfinished, OFlags::CREATE | OFlags::EXCL)
+            .map_err(OpenError::from)
+            .and_then(|new| migrate::migrate(&file, new));
+        if let Err(error) = migrated.and_then(|()| Ok(rustix::fs::renameat(dir, &unfinished, dir, &path)?)) {
+            remove_if_there(dir, &unfinished)?;
+            return Err(error);
+        }
+        tracing::info!(session = name, "the state of the first version was migrated");
+        SessionState::map(open_file(dir, &path, OFlags::empty())?)
     }
 
     /// A state that nothing outlives, for sessions that nobody takes over.
     pub fn anonymous() -> Result<SessionState> {
-        SessionState::map(rustix::fs::memfd_create("usrbiod-state", rustix::fs::MemfdFlags::CLOEXEC)?)
+        let file = rustix::fs::memfd_create("usrbiod-state", rustix::fs::MemfdFlags::CLOEXEC)?;
+        SessionState::map(file).map_err(|error| match error {
+            OpenError::System(errno) => errno,
+            OpenError::Refused(_) => Errno::BADMSG,
+        })
     }
 
     /// Is there a state of session `name` in `dir`, of whatever version?
     pub fn exists(dir: impl AsFd, name: &str) -> bool {
-        let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-        rustix::fs::statat(dir, format!("{name}.state"), flags).is_ok()
+        rustix::fs::statat(dir, format!("{name}{SUFFIX}"), AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// The header of a state that nobody goes on with, of whatever version that is known.
+    pub fn leftover_header(dir: impl AsFd, name: &str) -> std::result::Result<HeaderRec, OpenError> {
+        let file = open_file(dir.as_fd(), &format!("{name}{SUFFIX}"), OFlags::empty())?;
+        if migrate::is_first_version(&file)? {
+            return migrate::header(&file);
+        }
+        Ok(SessionState::map(file)?.header())
     }
 
     /// Names of all sessions that have a state in `dir`, of whatever version.
-    pub fn names(dir: impl AsFd) -> Result<Vec<String>> {
-        let mut names = Vec::new();
+    pub fn names(dir: impl AsFd) -> Result<BTreeSet<String>> {
+        let mut names = BTreeSet::new();
         for entry in rustix::fs::Dir::read_from(dir)? {
             let entry = entry?;
-            let name = entry.file_name().to_str().ok().and_then(|file| file.strip_suffix(".state"));
+            let file = entry.file_name().to_str().ok();
+            let name = file.and_then(|f| f.strip_suffix(SUFFIX).or(f.strip_suffix(UNFINISHED)));
             names.extend(name.filter(|name| !name.is_empty()).map(str::to_owned));
         }
         Ok(names)
@@ -75,41 +124,46 @@ impl SessionState {
 
     /// Removes the state of session `name` from `dir`.
     pub fn remove(dir: impl AsFd, name: &str) -> Result<()> {
-        rustix::fs::unlinkat(dir, format!("{name}.state"), rustix::fs::AtFlags::empty())
+        remove_if_there(dir.as_fd(), &format!("{name}{UNFINISHED}"))?;
+        remove_if_there(dir.as_fd(), &format!("{name}{SUFFIX}"))
     }
 
-    fn map(file: OwnedFd) -> Result<SessionState> {
-        let fresh = rustix::fs::fstat(&file)?.st_size == 0;
-        let mut len = HEADER_LEN;
-        let mut section = |bytes: usize| {
-            let at = len;
-            len = (len + bytes).next_multiple_of(4096);
-            at
+    fn map(file: OwnedFd) -> std::result::Result<SessionState, OpenError> {
+        let mut directory = Directory::read(&file)?.unwrap_or_else(Directory::empty);
+        // The order of the kinds, which is that of the tables in a new file.
+        let header = directory.place::<HeaderRec>();
+        let replies = directory.place::<ReplyRec>();
+        let objects = directory.place::<ObjectRec>();
+        let opens = directory.place::<OpenRec>();
+        let locks = directory.place::<LockRec>();
+        let nodes = directory.place::<NodeRec>();
+        let settings = directory.place::<ConfRec>();
+        let entries = directory.entries().to_vec();
+        let map = Arc::new(directory.map(file)?);
+        let known = [header, replies, objects, opens, locks, nodes, settings];
+        for (index, entry) in entries.iter().enumerate() {
+            if !known.contains(&index) && !table::is_empty(&map, entry) {
+                let kind = entry.kind;
+                let why =
+                    format!("a newer version wrote a table of kind {kind}, which this usrbiod does not know");
+                return Err(OpenError::refused(why));
+            }
+        }
+        let state = SessionState {
+            header: Table::open(&map, header, &entries[header])?,
+            replies: Table::open(&map, replies, &entries[replies])?,
+            objects: Table::open(&map, objects, &entries[objects])?,
+            opens: Table::open(&map, opens, &entries[opens])?,
+            locks: Table::open(&map, locks, &entries[locks])?,
+            nodes: Table::open(&map, nodes, &entries[nodes])?,
+            settings: Table::open(&map, settings, &entries[settings])?,
         };
-        let replies = section(Table::<ReplyRec>::bytes(REPLIES));
-        let objects = section(Table::<ObjectRec>::bytes(OBJECTS));
-        let opens = section(Table::<OpenRec>::bytes(OPENS));
-        let locks = section(Table::<LockRec>::bytes(LOCKS));
-        let nodes = section(Table::<NodeRec>::bytes(NODES));
-        let settings = section(Table::<ConfRec>::bytes(SETTINGS));
-        rustix::fs::ftruncate(&file, len as u64)?;
-        let map = Arc::new(table::Mapping::new(&file, len)?);
-        let header = Table::new(&map, 0, 1);
-        if fresh {
-            header.put(0, &HeaderRec { tag: 1, magic: MAGIC, ..HeaderRec::default() });
+        if state.header.get(0).is_none() {
+            state.header.insert(&HeaderRec { tag: 1, ..HeaderRec::default() });
         }
-        if header.get(0).is_none_or(|h: HeaderRec| h.magic != MAGIC) {
-            return Err(Errno::BADMSG);
-        }
-        Ok(SessionState {
-            header,
-            replies: Table::new(&map, replies, REPLIES),
-            objects: Table::new(&map, objects, OBJECTS),
-            opens: Table::new(&map, opens, OPENS),
-            locks: Table::new(&map, locks, LOCKS),
-            nodes: Table::new(&map, nodes, NODES),
-            settings: Table::new(&map, settings, SETTINGS),
-        })
+        // A request that could not be noted would be done twice after a crash.
+        state.replies.reserve(NOTED)?;
+        Ok(state)
     }
 
     /// What was agreed for the whole session.
@@ -119,6 +173,18 @@ impl SessionState {
 
     /// Replaces what was agreed for the whole session.
     pub fn set_header(&self, header: &HeaderRec) {
-        self.header.put(0, &HeaderRec { tag: 1, magic: MAGIC, ..*header });
+        self.header.overwrite(0, &HeaderRec { tag: 1, ..*header });
+    }
+}
+
+fn open_file(dir: BorrowedFd<'_>, path: &str, how: OFlags) -> Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | how;
+    rustix::fs::openat(dir, path, flags, Mode::RUSR | Mode::WUSR)
+}
+
+fn remove_if_there(dir: BorrowedFd<'_>, path: &str) -> Result<()> {
+    match rustix::fs::unlinkat(dir, path, AtFlags::empty()) {
+        Err(Errno::NOENT) => Ok(()),
+        result => result,
     }
 }

@@ -1,151 +1,224 @@
-//! Tables of fixed-size records in a mapped file.
+//! Tables of fixed-size records in a state file.
 
-use crate::types::Result;
-use rustix::mm::{MapFlags, ProtFlags};
+use super::OpenError;
+use super::file::{Entry, Mapping, PAGE, entry_at};
+use super::records::Record;
+use crate::types::{Errno, Result};
 use std::marker::PhantomData;
-use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::mem::offset_of;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-/// A record: plain bytes, a multiple of 8, the first `u32` of which is its tag (0 is free).
-pub trait Record: FromBytes + IntoBytes + Immutable + Copy {}
-impl<R: FromBytes + IntoBytes + Immutable + Copy> Record for R {}
+/// Space is reserved for half as much again as there is, but for this much at most.
+const MOST_RESERVED: u64 = 1 << 20;
+/// A table that takes more leaves the rest of a file system that is nearly full to others.
+const MODEST: u64 = 256 << 10;
 
-/// A shared mapping of a whole file, unmapped when the last table is gone.
-pub(super) struct Mapping {
-    base: *mut u8,
-    len: usize,
-}
-
-// SAFETY: the mapping is only touched through `Table`, word by word, as atomics.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    pub(super) fn new(file: impl AsFd, len: usize) -> Result<Mapping> {
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
-        let base = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags, file, 0)?
-        };
-        let map = Mapping { base: base.cast(), len };
-        // Records lie far apart in a sparse file: read-ahead would fill memory with pages of zeros (measured with 100
-        // idle sessions: 40 MiB resident with it, 12 MiB without).
-        // SAFETY: advice changes no byte of the mapping, which is ours.
-        unsafe { rustix::mm::madvise(base, len, rustix::mm::Advice::Random)? };
-        Ok(map)
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: `base..base + len` is ours alone, and every `Table` over it is gone (they hold an `Arc`).
-        // The only error is a wrong range.
-        let _ = unsafe { rustix::mm::munmap(self.base.cast(), self.len) };
-    }
-}
-
-/// `capacity` records at a fixed place of the file. The first word of the section is its high-water mark, so that a
-/// successor need not scan records that never were.
+/// Records at a fixed place of the file. The directory holds the high-water mark, so that a successor need not scan
+/// records that never were.
 pub struct Table<R> {
     map: Arc<Mapping>,
-    at: usize,
+    entry: usize,
+    at: u64,
+    stride: u64,
     capacity: u32,
-    free: Mutex<Vec<u32>>,
+    room: Mutex<Room>,
     records: PhantomData<R>,
 }
 
+/// Where the next records go.
+#[derive(Default)]
+struct Room {
+    free: Vec<u32>,
+    /// Records before this one have their space on disk.
+    reserved: u32,
+    /// It was logged that there is none.
+    told: bool,
+}
+
 impl<R: Record> Table<R> {
-    const CHECK: () = assert!(size_of::<R>().is_multiple_of(8));
-
-    /// Bytes of the file that `capacity` records take.
-    pub(super) fn bytes(capacity: u32) -> usize {
-        8 + size_of::<R>() * capacity as usize
+    /// The table that entry `index` describes. What a newer version brought must not be in use in it.
+    pub(super) fn open(
+        map: &Arc<Mapping>,
+        index: usize,
+        entry: &Entry,
+    ) -> std::result::Result<Table<R>, OpenError> {
+        let stride = u64::from(entry.record_size);
+        if stride < size_of::<R>() as u64 {
+            return Err(OpenError::refused(format!("records of its table `{}` are too short", R::NAME)));
+        }
+        let table = Table {
+            map: map.clone(),
+            entry: entry_at(index),
+            at: entry.offset,
+            stride,
+            capacity: entry.capacity,
+            room: Mutex::default(),
+            records: PhantomData,
+        };
+        if entry.version > R::VERSION && !table.is_understood() {
+            return Err(OpenError::refused(format!(
+                "a newer version wrote its table `{}` (version {}; this usrbiod knows {}) and used what is new in it",
+                R::NAME,
+                entry.version,
+                R::VERSION
+            )));
+        }
+        map.half(table.entry + offset_of!(Entry, version)).fetch_max(R::VERSION, Ordering::Relaxed);
+        let high = table.high_water();
+        let end = (table.at + u64::from(high) * stride).next_multiple_of(PAGE);
+        let reserved = ((end - table.at) / stride).min(u64::from(table.capacity)) as u32;
+        let reserved = if high == 0 && table.at.is_multiple_of(PAGE) { 0 } else { reserved };
+        let free = (0..high).rev().filter(|i| table.tag(*i) == 0).collect();
+        *table.room() = Room { free, reserved, told: false };
+        Ok(table)
     }
 
-    pub(super) fn new(map: &Arc<Mapping>, at: usize, capacity: u32) -> Table<R> {
-        let () = Self::CHECK;
-        assert!(at.is_multiple_of(8) && at + Self::bytes(capacity) <= map.len);
-        let table = Table { map: map.clone(), at, capacity, free: Mutex::default(), records: PhantomData };
-        let free = (0..table.high_water()).rev().filter(|i| table.tag(*i) == 0).collect();
-        Table { free: Mutex::new(free), ..table }
+    /// Is everything zero that this version does not know?
+    fn is_understood(&self) -> bool {
+        (0..self.high_water()).filter(|i| self.tag(*i) != 0).all(|i| {
+            let words = (R::SPARE / 4 * 4..self.stride as usize).step_by(4);
+            let unknown = words.map(|at| self.map.half(self.slot(i) + at).load(Ordering::Relaxed));
+            self.tag(i) <= R::TAGS && unknown.into_iter().all(|word| word == 0)
+        })
     }
 
-    fn word(&self, offset: usize) -> &AtomicU64 {
-        // SAFETY: callers pass offsets below `bytes(capacity)`, checked in `slot` or constant; the mapping lives as long as
-        // `self.map` and is aligned to a page, `at` to 8.
-        unsafe { AtomicU64::from_ptr(self.map.base.add(self.at + offset).cast()) }
-    }
-
-    fn half(&self, offset: usize) -> &AtomicU32 {
-        debug_assert!(offset.is_multiple_of(4));
-        // SAFETY: as for `word`.
-        unsafe { AtomicU32::from_ptr(self.map.base.add(self.at + offset).cast()) }
+    fn room(&self) -> MutexGuard<'_, Room> {
+        self.room.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     fn slot(&self, index: u32) -> usize {
-        assert!(index < self.capacity, "record {index} of {}", self.capacity);
-        8 + size_of::<R>() * index as usize
+        (self.at + self.stride * u64::from(index)) as usize
     }
 
     fn tag(&self, index: u32) -> u32 {
-        self.half(self.slot(index)).load(Ordering::Acquire)
+        self.map.half(self.slot(index)).load(Ordering::Acquire)
+    }
+
+    fn mark(&self) -> &AtomicU32 {
+        self.map.half(self.entry + offset_of!(Entry, high_water))
     }
 
     fn high_water(&self) -> u32 {
-        self.half(0).load(Ordering::Acquire).min(self.capacity)
+        self.mark().load(Ordering::Acquire).min(self.capacity)
     }
 
     /// A copy of record `index`, if there is one.
     pub fn get(&self, index: u32) -> Option<R> {
-        if index >= self.capacity || self.tag(index) == 0 {
+        // Beyond the mark there may be no space behind the mapping.
+        if index >= self.high_water() || self.tag(index) == 0 {
             return None;
         }
         let slot = self.slot(index);
         let mut record = R::new_zeroed();
         for (i, bytes) in record.as_mut_bytes().chunks_exact_mut(8).enumerate() {
-            bytes.copy_from_slice(&self.word(slot + 8 * i).load(Ordering::Relaxed).to_ne_bytes());
+            bytes.copy_from_slice(&self.map.word(slot + 8 * i).load(Ordering::Relaxed).to_ne_bytes());
         }
         Some(record)
     }
 
-    /// Writes record `index`, tag last. A successor sees the old record, none, or the new one; change single fields of
-    /// a live record with [`field`](Self::field).
+    /// Writes a record that was there before, tag last. A successor sees the old record, none, or the new one; change
+    /// single fields of a live record with [`field`](Self::field). Panics where there never was a record.
     pub fn put(&self, index: u32, record: &R) {
+        assert!(index < self.high_water(), "record {index} of `{}` never was", R::NAME);
+        self.write(index, record);
+    }
+
+    fn write(&self, index: u32, record: &R) {
         let slot = self.slot(index);
-        let tag_word = self.half(slot);
+        let tag_word = self.map.half(slot);
         tag_word.store(0, Ordering::Release);
         let (first, rest) = record.as_bytes().split_at(8);
         for (i, bytes) in rest.chunks_exact(8).enumerate() {
-            self.word(slot + 8 + 8 * i).store(u64::from_ne_bytes(eight(bytes)), Ordering::Relaxed);
+            self.map.word(slot + 8 + 8 * i).store(u64::from_ne_bytes(eight(bytes)), Ordering::Relaxed);
+        }
+        // What a newer version put behind its records.
+        for at in (size_of::<R>()..self.stride as usize).step_by(8) {
+            self.map.word(slot + at).store(0, Ordering::Relaxed);
         }
         let first = u64::from_ne_bytes(eight(first));
-        self.half(slot + 4).store((first >> 32) as u32, Ordering::Relaxed);
-        let mark = self.half(0);
-        mark.fetch_max(index + 1, Ordering::AcqRel);
+        self.map.half(slot + 4).store((first >> 32) as u32, Ordering::Relaxed);
+        self.mark().fetch_max(index + 1, Ordering::AcqRel);
         tag_word.store(first as u32, Ordering::Release);
     }
 
-    /// Writes a record where there is room; `None` when the table is full.
+    /// Writes a record over one that is there and stays there, whatever happens: word by word, the first one last.
+    pub(super) fn overwrite(&self, index: u32, record: &R) {
+        assert!(index < self.high_water(), "record {index} of `{}` never was", R::NAME);
+        for (i, bytes) in record.as_bytes().chunks_exact(8).enumerate().skip(1) {
+            self.field_word(index, 8 * i).store(u64::from_ne_bytes(eight(bytes)), Ordering::Relaxed);
+        }
+        let first = u64::from_ne_bytes(eight(record.as_bytes()));
+        self.field_word(index, 0).store(first, Ordering::Release);
+    }
+
+    /// Writes a record where there is room; `None` when the table is full, or the file system that the file lies on.
     pub fn insert(&self, record: &R) -> Option<u32> {
-        let mut free = self.free.lock().unwrap_or_else(|e| e.into_inner());
-        let index = match free.pop() {
+        let mut room = self.room();
+        let index = match room.free.pop() {
             Some(index) => index,
-            None if self.high_water() < self.capacity => self.high_water(),
-            None => return None,
+            None => {
+                let next = self.high_water();
+                if next >= room.reserved && !self.grow(&mut room) {
+                    return None;
+                }
+                next
+            }
         };
-        self.put(index, record);
+        self.write(index, record);
         Some(index)
+    }
+
+    fn grow(&self, room: &mut Room) -> bool {
+        if room.reserved >= self.capacity {
+            return false;
+        }
+        let used = u64::from(room.reserved) * self.stride;
+        let more = (used / 2).clamp(self.stride.max(PAGE), MOST_RESERVED);
+        match self.reserve_bytes(room, used + more, used > MODEST) {
+            Ok(()) => room.told = false,
+            Err(error) if !room.told => {
+                let table = R::NAME;
+                tracing::warn!(table, %error, "no space for more records: make room in the file system of --state-dir");
+                room.told = true;
+            }
+            Err(_) => {}
+        }
+        self.high_water() < room.reserved
+    }
+
+    fn reserve_bytes(&self, room: &mut Room, bytes: u64, grows: bool) -> Result<()> {
+        let end =
+            (self.at + bytes).next_multiple_of(PAGE).min(self.at + self.stride * u64::from(self.capacity));
+        self.map.reserve(self.at + u64::from(room.reserved) * self.stride, end, grows)?;
+        room.reserved = ((end - self.at) / self.stride) as u32;
+        Ok(())
+    }
+
+    /// Has space for `records` before anything needs it. `ENOSPC`: there is none.
+    pub(super) fn reserve(&self, records: u32) -> Result<()> {
+        let mut room = self.room();
+        if records > self.capacity {
+            return Err(Errno::NOSPC);
+        }
+        if records > room.reserved {
+            self.reserve_bytes(&mut room, u64::from(records) * self.stride, false)?;
+        }
+        Ok(())
+    }
+
+    /// Puts a record where a predecessor had it. Its space must be [reserved](Self::reserve), and the table be opened again
+    /// before anything is inserted.
+    pub(super) fn restore(&self, index: u32, record: &R) {
+        assert!(index < self.room().reserved);
+        self.write(index, record);
     }
 
     /// Frees record `index`, if there is one.
     pub fn remove(&self, index: u32) {
-        let mut free = self.free.lock().unwrap_or_else(|e| e.into_inner());
-        if index < self.capacity && self.half(self.slot(index)).swap(0, Ordering::AcqRel) != 0 {
-            free.push(index);
+        let mut room = self.room();
+        if index < self.high_water() && self.map.half(self.slot(index)).swap(0, Ordering::AcqRel) != 0 {
+            room.free.push(index);
         }
     }
 
@@ -154,49 +227,32 @@ impl<R: Record> Table<R> {
         (0..self.high_water()).filter_map(|i| Some((i, self.get(i)?)))
     }
 
-    /// A `u64` field of record `index`, at `offset_of!(R, field)`, to be changed in place.
-    pub fn field(&self, index: u32, offset: usize) -> &AtomicU64 {
-        assert!(offset.is_multiple_of(8) && offset + 8 <= size_of::<R>());
-        self.word(self.slot(index) + offset)
+    fn field_word(&self, index: u32, offset: usize) -> &AtomicU64 {
+        self.map.word(self.slot(index) + offset)
     }
 
-    /// A `u32` field of record `index`.
-    pub fn field32(&self, index: u32, offset: usize) -> &AtomicU32 {
-        assert!(offset.is_multiple_of(4) && offset + 4 <= size_of::<R>());
-        self.half(self.slot(index) + offset)
+    /// A `u64` field of record `index`, at `offset_of!(R, field)`, to be changed in place; `None` where there never was a
+    /// record.
+    pub fn field(&self, index: u32, offset: usize) -> Option<&AtomicU64> {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= size_of::<R>());
+        (index < self.high_water()).then(|| self.field_word(index, offset))
     }
+
+    /// A `u32` field of record `index`, likewise.
+    pub fn field32(&self, index: u32, offset: usize) -> Option<&AtomicU32> {
+        assert!(offset.is_multiple_of(4) && offset + 4 <= size_of::<R>());
+        (index < self.high_water()).then(|| self.map.half(self.slot(index) + offset))
+    }
+}
+
+/// Has record of a table that this version does not know a tag?
+pub(super) fn is_empty(map: &Mapping, entry: &Entry) -> bool {
+    (0..entry.high_water.min(entry.capacity)).all(|i| {
+        let at = entry.offset + u64::from(i) * u64::from(entry.record_size);
+        map.half(at as usize).load(Ordering::Acquire) == 0
+    })
 }
 
 fn eight(bytes: &[u8]) -> [u8; 8] {
     std::array::from_fn(|i| bytes[i])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::SessionState;
-    use super::super::records::OpenRec;
-    use std::mem::offset_of;
-
-    #[test]
-    fn a_successor_finds_what_was_written_and_reuses_what_was_freed() {
-        let dir = tempfile::tempdir().unwrap();
-        let open = || SessionState::open(std::fs::File::open(dir.path()).unwrap(), "s").unwrap();
-        let first = open();
-        let a = first.opens.insert(&OpenRec { tag: 1, node: 7, ..OpenRec::default() }).unwrap();
-        let b = first.opens.insert(&OpenRec { tag: 2, node: 8, ..OpenRec::default() }).unwrap();
-        first.opens.remove(a);
-        first.opens.field32(b, offset_of!(OpenRec, uid)).store(5, std::sync::atomic::Ordering::Relaxed);
-        let second = open();
-        let found: Vec<_> = second.opens.iter().map(|(i, r)| (i, r.tag, r.node, r.uid)).collect();
-        assert_eq!(found, [(b, 2, 8, 5)]);
-        assert_eq!(second.opens.insert(&OpenRec { tag: 1, ..OpenRec::default() }), Some(a));
-    }
-
-    #[test]
-    fn a_file_that_is_no_state_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("s.state"), "something else").unwrap();
-        let state = SessionState::open(std::fs::File::open(dir.path()).unwrap(), "s");
-        assert_eq!(state.err(), Some(crate::types::Errno::BADMSG));
-    }
 }

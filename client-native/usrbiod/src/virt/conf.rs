@@ -199,7 +199,8 @@ fn digits_and_dot(value: &str) -> bool {
     value.bytes().all(|b| b.is_ascii_digit() || b == b'.')
 }
 
-const EMPTY: ConfRec = ConfRec { tag: 0, uid: 0, key_len: 0, value_len: 0, key: [0; 72], value: [0; 40] };
+const EMPTY: ConfRec =
+    ConfRec { tag: 0, uid: 0, key_len: 0, value_len: 0, key: [0; 72], value: [0; 40], spare: [0; 4] };
 
 fn to_record((scope, key): (Scope, usize), value: &str) -> ConfRec {
     let (tag, uid) = match scope {

@@ -69,8 +69,9 @@ impl Handles {
             && !handle.listed
         {
             handle.listed = true;
-            let flags = self.state.opens.field32(index(fh), offset_of!(OpenRec, flags));
-            flags.fetch_or(LISTED, Ordering::Relaxed);
+            if let Some(flags) = self.state.opens.field32(index(fh), offset_of!(OpenRec, flags)) {
+                flags.fetch_or(LISTED, Ordering::Relaxed);
+            }
         }
     }
 

@@ -395,7 +395,7 @@ fn to_record((file, space): Key, lock: &Lock) -> LockRec {
         start: lock.range.start,
         end: lock.range.end,
         pid: lock.pid,
-        pad: 0,
+        ..LockRec::default()
     }
 }
 

@@ -37,7 +37,8 @@ fn each_request_is_answered_once_wherever_the_predecessor_died() {
     for died_after in ["claim", "stage", "journal", "sqeTail", "cqeHead"] {
         let (server, client) = prepared();
         let mem = crate::ring::shm::RingMap::new(&client.map);
-        let journal = server.state.objects.field(number(&server, &client), offset_of!(ObjectRec, journal_sq));
+        let journal =
+            server.state.objects.field(number(&server, &client), offset_of!(ObjectRec, journal_sq)).unwrap();
         let steps = ["claim", "stage", "journal", "sqeTail", "cqeHead"];
         let reached =
             |step: &str| steps.iter().position(|s| *s == died_after) >= steps.iter().position(|s| *s == step);
