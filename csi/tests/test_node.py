@@ -27,7 +27,14 @@ from kube3fs_csi.node.sessions import Health, Sessions
 from kube3fs_csi.node.shm import SharedMemory
 from kube3fs_csi.node.state import Pod, Published, Store
 from kube3fs_csi.node.usrbiod import Connection, DaemonError, DaemonGone
-from kube3fs_csi.serving.errors import AlreadyExists, Exhausted, InvalidArgument, NotFound, Precondition
+from kube3fs_csi.serving.errors import (
+    AlreadyExists,
+    Exhausted,
+    InvalidArgument,
+    NotFound,
+    Precondition,
+    Unavailable,
+)
 
 MIB = 1 << 20
 T = TypeVar("T")
@@ -569,6 +576,58 @@ async def test_a_pod_that_goes_while_usrbiod_is_away_takes_no_other_with_it(node
         assert await in_thread((stays.target / "file").read_bytes) == b"served"
         await publisher.unpublish("v1", stays.target)
         await eventually(lambda: node.daemon.state_files() == [])
+
+
+async def test_a_state_that_cannot_be_taken_over_costs_its_own_session_and_is_told(node: Node) -> None:
+    """The other sessions go on; health gives the daemon's reason, and publishing mounts anew."""
+    lost, stays = node.want("pod-a", "v1"), node.want("pod-b", "v1")
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        for want in lost, stays:
+            await publisher.publish(want)
+        node.daemon.kill()
+        await eventually(lambda: not publisher.sessions.daemon.healthy)
+        node.daemon.spoil(lost.session)
+        node.daemon.start()
+        await publisher.sessions.wait_up(10)
+        assert publisher.health(lost) is Health.DEAD
+        assert "it is no state file of usrbiod" in publisher.why(lost)
+        assert list(publisher.sessions.daemon.unserved) == [lost.session]
+        await in_thread(lambda: (stays.target / "file").write_bytes(b"served"))
+        await publisher.publish(lost)
+        assert await in_thread((lost.target / "file").read_bytes) == b"served"
+        assert not publisher.sessions.daemon.unserved
+
+
+async def test_a_session_that_cannot_be_resumed_for_lack_of_space_waits(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody gives the mount up: it is served as soon as the daemon can."""
+    monkeypatch.setattr("kube3fs_csi.node.sessions._AGAIN_SECONDS", 0.05)
+    want = node.want("pod-a", "v1")
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        await publisher.publish(want)
+        real = Connection.request
+        full = True
+
+        async def request(self: Connection, op: str, *args: Any, **fields: Any) -> dict[str, Any]:
+            if op == "attach" and full:
+                raise DaemonError(op, "failed", "opening the state: No space left on device (os error 28)")
+            return await real(self, op, *args, **fields)
+
+        monkeypatch.setattr(Connection, "request", request)
+        node.daemon.kill()
+        await eventually(lambda: not publisher.sessions.daemon.healthy)
+        node.daemon.start()
+        await publisher.sessions.wait_up(10)
+        assert publisher.health(want) is Health.WAITING
+        assert "No space left" in publisher.why(want)
+        with pytest.raises(Unavailable, match="No space left"):
+            await publisher.publish(want)
+        full = False
+        await eventually(lambda: publisher.health(want) is Health.SERVED)
+        await in_thread(lambda: (want.target / "file").write_bytes(b"served"))
 
 
 @pytest.mark.parametrize("first", ["plugin", "daemon"])

@@ -58,6 +58,10 @@ class Daemon:
         """Names of the state files of sessions."""
         return sorted(path.name for path in self._state.iterdir() if path.name.endswith(".state"))
 
+    def spoil(self, session: str) -> None:
+        """Makes the state of a session one that this version cannot take over."""
+        (self._state / f"{session}.state").write_bytes(b"of another version")
+
     def _is_listening(self) -> bool:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
             return probe.connect_ex(str(self.socket)) == 0

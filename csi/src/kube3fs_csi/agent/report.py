@@ -87,12 +87,24 @@ def node_status(
     all_ready = condition(old, "ClustersReady", not failed, reason, message, generation, at)
     return StorageNodeStatus(
         observed_generation=generation,
-        conditions=[ready, all_ready, *about_scratch],
+        conditions=[ready, all_ready, _mounts(node, daemon, at), *about_scratch],
         driver_version=kube3fs_csi.__version__,
         daemon=daemon_status(daemon),
         clusters=clusters,
         rdma=rdma,
     )
+
+
+def _mounts(node: StorageNode, daemon: DaemonState, at: datetime.datetime) -> Condition:
+    """Whether usrbiod has taken over every mount that a predecessor served."""
+    if not daemon.unserved:
+        reason, message = "AllServed", "usrbiod serves every mount that it should"
+    else:
+        name = min(daemon.unserved)
+        message = f"mounts without a server: {len(daemon.unserved)}; {name}: {daemon.unserved[name]}"
+        reason = "SessionsLost"
+    holds, generation = reason == "AllServed", node.metadata.generation
+    return condition(node.status.conditions, "MountsServed", holds, reason, message, generation, at)
 
 
 def scratch_conditions(

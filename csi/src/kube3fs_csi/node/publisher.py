@@ -17,7 +17,7 @@ from kube3fs_csi.node.sessions import Health, Sessions, close_all
 from kube3fs_csi.node.shm import SharedMemory
 from kube3fs_csi.node.state import Published, Store
 from kube3fs_csi.node.usrbiod import Json
-from kube3fs_csi.serving.errors import AlreadyExists, CsiError, InvalidArgument, Precondition
+from kube3fs_csi.serving.errors import AlreadyExists, CsiError, InvalidArgument, Precondition, Unavailable
 from kube3fs_csi.serving.locks import KeyLocks
 
 log = logging.getLogger(__name__)
@@ -118,6 +118,10 @@ class Publisher:
         """How a published volume fares. Looks at no mount."""
         return self.sessions.health(record.session) if record.is_mount_of_ours else Health.SERVED
 
+    def why(self, record: Published) -> str:
+        """What `health` means for it, in a sentence."""
+        return self.sessions.why(record.session)
+
     def wanted_sessions(self) -> dict[str, Json]:
         """Configs of the sessions that usrbiod should serve."""
         return {
@@ -185,7 +189,10 @@ class Publisher:
     async def _is_alive(self, record: Published) -> bool:
         if record.is_mount_of_ours:
             await self.sessions.wait_up(WAIT_FOR_DAEMON_SECONDS)
-            if self.sessions.health(record.session) is not Health.SERVED:
+            health = self.sessions.health(record.session)
+            if health is Health.WAITING:
+                raise Unavailable(f"volume {record.volume_id}: {self.sessions.why(record.session)}; retry")
+            if health is not Health.SERVED:
                 return False
         lane = self.lanes.of(record.cluster, "mount")
         return len(await lane.run(at(record), lambda: mounts.mounts_at(record.target))) == 1

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, NoReturn
 
 from kube3fs_csi.node.usrbiod import GIVE_AT_ONCE, Connection, DaemonError, DaemonGone, Json, Message
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 PROTOCOL = 1
 _ATTACH_FDS = ("fuse", "backing", "shm")
 _RETRY_SECONDS = 0.2
+_AGAIN_SECONDS = 5.0
 _BUSY_SECONDS = 0.005
 _DETACH_SECONDS = 10.0
 
@@ -41,6 +43,8 @@ class DaemonState(NamedTuple):
     healthy: bool
     message: str
     hello: Json | None
+    unserved: Mapping[str, str] = MappingProxyType({})
+    """Why sessions that should be are not served, by name."""
 
 
 class Sessions:
@@ -65,7 +69,13 @@ class Sessions:
         self._forgotten: set[tuple[str, str]] | None = None
         self._up = asyncio.Event()
         self._settled = asyncio.Event()
-        self.daemon = DaemonState(False, "not connected yet", None)
+        self._unserved: dict[str, str] = {}
+        self._daemon = DaemonState(False, "not connected yet", None)
+
+    @property
+    def daemon(self) -> DaemonState:
+        """What is known of the daemon now."""
+        return self._daemon._replace(unserved=dict(self._unserved))
 
     def health(self, name: str) -> Health:
         """How the session `name` fares."""
@@ -73,6 +83,11 @@ class Sessions:
             return Health.SERVED
         held = "fuse" in self._fds.get(name, {})
         return Health.WAITING if held or not self._settled.is_set() else Health.DEAD
+
+    def why(self, name: str) -> str:
+        """What `health` means for the session `name`, and the daemon's own reason if it gave one."""
+        health, reason = self.health(name).value, self._unserved.get(name)
+        return f"{health} ({reason})" if reason else health
 
     def is_lost(self, name: str) -> bool:
         """Whether nobody will ever serve the session again, as far as is known now."""
@@ -95,11 +110,11 @@ class Sessions:
             except (DaemonGone, DaemonError, OSError) as error:  # OSError: out of fds
                 if str(error) != self.daemon.message:
                     log.warning("%s", error)
-                self.daemon = DaemonState(False, str(error), self.daemon.hello)
+                self._daemon = DaemonState(False, str(error), self.daemon.hello)
             finally:
                 self._up.clear()
             await asyncio.sleep(_RETRY_SECONDS)
-        self.daemon = DaemonState(False, "a newer node plugin has taken over", self.daemon.hello)
+        self._daemon = DaemonState(False, "a newer node plugin has taken over", self.daemon.hello)
 
     async def attach(self, config: Json, fds: Mapping[str, int]) -> None:
         """Has the daemon serve a new mount. Takes the fds, whatever becomes of it."""
@@ -155,6 +170,7 @@ class Sessions:
                     await synchronise
                     self._settled.set()
                     self._up.set()
+                    await self._try_again(events)
             finally:
                 synchronise.cancel()
                 with contextlib.suppress(asyncio.CancelledError, DaemonGone, DaemonError):
@@ -164,6 +180,18 @@ class Sessions:
             events.cancel()
             with contextlib.suppress(asyncio.CancelledError, DaemonGone):
                 await events
+
+    async def _try_again(self, events: asyncio.Task[None]) -> None:
+        """Has the daemon resume what it could not resume before, until the keeper's connection ends."""
+        while not events.done():
+            await asyncio.wait({events}, timeout=_AGAIN_SECONDS)
+            wanted = self._wanted()
+            again = [name for name in self._unserved if name in wanted and "fuse" in self._fds.get(name, {})]
+            if again and not events.done():
+                async with await Connection.open(self._socket) as control:
+                    for name in again:
+                        if name in self._unserved:  # it may have been given up meanwhile
+                            await self._resume(control, wanted[name])
 
     async def _read_events(self, keeper: Connection) -> None:
         while True:
@@ -198,6 +226,8 @@ class Sessions:
                 await self._fetch(control)
             wanted = self._wanted()
             self._served = listed & wanted.keys()
+            for name in self._unserved.keys() - wanted.keys():
+                del self._unserved[name]
             for name in listed - wanted.keys():
                 log.info("session %s is not wanted any more", name)
                 await _detach(control, name)
@@ -207,7 +237,7 @@ class Sessions:
                 if name not in listed and "fuse" in self._fds.get(name, {}):
                     await self._resume(control, config)
             await self._prune(control, wanted.keys() - self._served)
-        self.daemon = DaemonState(True, "", hello)
+        self._daemon = DaemonState(True, "", hello)
         log.info("usrbiod %s serves %d sessions", hello["version"], len(self._served))
 
     async def _prune(self, control: Connection, unserved: Iterable[str]) -> None:
@@ -272,12 +302,20 @@ class Sessions:
             for start in range(0, len(kept), GIVE_AT_ONCE):
                 keys = [key for key in kept[start : start + GIVE_AT_ONCE] if key in fds]
                 await control.request("give", [fds[key] for key in keys], session=name, keys=keys)
+            if self._fds.get(name) is not fds:
+                return  # it was detached meanwhile, and its fds are closed
             own = {key: fds[key] for key in _ATTACH_FDS if key in fds}
             await _attach(control, self._understood(config), own, resume=True)
         except DaemonError as error:
-            log.error("session %s is lost: %s", name, error)
-            self._drop(name)
+            # A system call that failed may succeed when there is room again. Anything else stays as it is.
+            lost = error.kind != "failed"
+            if self._unserved.get(name) != str(error):
+                log.error("session %s is %s: %s", name, "lost" if lost else "not served for now", error)
+            if lost:
+                self._drop(name)
+            self._unserved[name] = str(error)
         else:
+            self._unserved.pop(name, None)
             self._served.add(name)
 
     def _understood(self, config: Json) -> Json:
@@ -299,6 +337,7 @@ class Sessions:
 
     def _drop(self, name: str) -> None:
         self._served.discard(name)
+        self._unserved.pop(name, None)
         close_all(self._fds.pop(name, {}).values())
 
 

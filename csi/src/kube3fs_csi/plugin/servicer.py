@@ -137,9 +137,11 @@ class Node(csi_pb2_grpc.NodeServicer):
         if not records:
             raise NotFound(f"volume {volume_id} is not published at {path or 'any target'}")
         message = csi_pb2.VolumeHealth(volume_id=volume_id)
-        for health in {self._publisher.health(record) for record in records} & _HEALTH.keys():
-            status, reason = _HEALTH[health]
-            message.health_statuses.add(status=status, reason=reason, message=health.value)
+        ill = {(self._publisher.health(one), self._publisher.why(one)) for one in records}
+        for health, why in sorted(ill, key=str):
+            if health in _HEALTH:
+                status, reason = _HEALTH[health]
+                message.health_statuses.add(status=status, reason=reason, message=why)
         return csi_pb2.NodeGetVolumeHealthResponse(volume_health=message)
 
     async def NodeGetStorageHealth(
