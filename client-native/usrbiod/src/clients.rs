@@ -6,6 +6,7 @@
 //! [`SessionRings::reap`]).
 
 use crate::ring::SessionRings;
+use crate::sys::process::start_time;
 use crate::types::{Caller, Errno, Owner, UNKNOWN_ID};
 use rustix::process::{Pid, PidfdFlags};
 use std::collections::HashSet;
@@ -41,14 +42,6 @@ fn thread_group(tid: u32) -> Option<(u32, u64)> {
     let status = ThreadStatus::read(tid)?;
     let tgid = status.number("Tgid:")?;
     Some((tgid, start_time(tgid)?))
-}
-
-/// When the process began, in clock ticks since boot; `None` when there is none of that id.
-fn start_time(tgid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{tgid}/stat")).ok()?;
-    // The second field is the name in parentheses, which may hold spaces and parentheses itself.
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
 /// `/proc/TID/status` of a caller.

@@ -8,6 +8,7 @@ pub mod fuse_dev;
 pub mod handle;
 pub mod lease;
 pub mod mount;
+pub mod mountinfo;
 pub mod path;
 pub mod process;
 pub mod residency;

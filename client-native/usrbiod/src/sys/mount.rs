@@ -1,11 +1,12 @@
 //! Mounting FUSE, and what is mounted where.
 
+use super::mountinfo::{Line, unescape};
 use crate::types::{Errno, Result};
 use rustix::mount::{MountFlags, UnmountFlags};
-use std::ffi::{CString, OsString};
+use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// The file system type that USRBIO clients look for.
 pub const FSTYPE: &str = "fuse.hf3fs";
@@ -39,47 +40,11 @@ pub fn unmount(target: &Path) -> Result<bool> {
 /// The types of what is mounted at exactly `path`, the topmost last.
 pub fn mounted_at(path: &Path) -> std::io::Result<Vec<String>> {
     let table = std::fs::read("/proc/self/mountinfo")?;
-    let lines = table.split(|b| *b == b'\n').filter_map(parse_line);
-    Ok(lines.filter(|(at, _)| at == path).map(|(_, fstype)| fstype).collect())
-}
-
-/// Mount point and type of a line of mountinfo.
-fn parse_line(line: &[u8]) -> Option<(PathBuf, String)> {
-    let mut fields = line.split(|b| *b == b' ');
-    let path = unescape(fields.nth(4)?);
-    let fstype = fields.skip_while(|field| *field != b"-").nth(1)?;
-    Some((path.into(), String::from_utf8_lossy(fstype).into_owned()))
-}
-
-/// Space, tab, newline and backslash are written as octal numbers there.
-fn unescape(field: &[u8]) -> OsString {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((first, tail)) = rest.split_first() {
-        let octal = tail.get(..3).filter(|_| *first == b'\\');
-        let byte = octal.and_then(|o| u8::from_str_radix(std::str::from_utf8(o).ok()?, 8).ok());
-        bytes.push(byte.unwrap_or(*first));
-        rest = if byte.is_some() { &tail[3..] } else { tail };
-    }
-    OsString::from_vec(bytes)
+    let there = Line::all(&table).filter(|line| unescape(line.at) == path);
+    Ok(there.map(|line| String::from_utf8_lossy(line.fstype).into_owned()).collect())
 }
 
 /// Is `path` a FUSE mount that lost its daemon?
 pub fn is_dead(path: &Path) -> bool {
     rustix::fs::stat(path.as_os_str().as_bytes()).is_err_and(|errno| errno == Errno::NOTCONN)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mountinfo_lines_are_read_with_their_escapes() {
-        let line =
-            br"41 29 0:36 / /mnt/my\040data rw,nosuid shared:7 master:2 - fuse.hf3fs hf3fs.c rw,user_id=0";
-        let parsed = parse_line(line).unwrap();
-        assert_eq!(parsed, (PathBuf::from("/mnt/my data"), "fuse.hf3fs".to_owned()));
-        assert_eq!(parse_line(b"41 29 0:36 / /mnt"), None);
-        assert_eq!(unescape(br"a\04\x\134"), r"a\04\x\");
-    }
 }

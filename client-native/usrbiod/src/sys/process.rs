@@ -16,6 +16,14 @@ pub fn is_leader(tid: u32) -> bool {
     rc == 0 || last_errno() == Errno::PERM
 }
 
+/// When a process began, in clock ticks since boot; `None` when there is none of that id.
+pub fn start_time(tgid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{tgid}/stat")).ok()?;
+    // The second field is the name in parentheses, which may hold spaces and parentheses itself.
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
