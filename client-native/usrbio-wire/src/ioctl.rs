@@ -29,6 +29,11 @@ pub const PUNCH_HOLE: u32 = 0x7e90_680d;
 pub const MOVE: u32 = 0x4218_680e;
 /// [`RemoveArg`] in.
 pub const REMOVE: u32 = 0x4110_680f;
+/// [`RegisterArg`] in, on `3fs-virt/iovs`: as the link `name` to `target` there, for mounts that take no link since they are
+/// read-only. Ours; 3FS has no such call.
+pub const REGISTER: u32 = 0x4200_6820;
+/// [`UnregisterArg`] in, on `3fs-virt/iovs`: as the removal of the link `name` there. Ours.
+pub const UNREGISTER: u32 = 0x4100_6821;
 
 /// Links the fd's file as `parent`/`name`.
 #[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -90,5 +95,24 @@ pub struct RemoveArg {
     pub pad: [u8; 7],
 }
 
+/// Registers shared memory.
+#[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RegisterArg {
+    /// As the link's name would be, NUL-terminated.
+    pub name: [u8; 256],
+    /// As its target would be, NUL-terminated.
+    pub target: [u8; 256],
+}
+
+/// Ends a registration.
+#[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct UnregisterArg {
+    /// The name, NUL-terminated.
+    pub name: [u8; 256],
+}
+
+const _: () = assert!(size_of::<RegisterArg>() == 512 && size_of::<UnregisterArg>() == 256);
 const _: () = assert!(size_of::<HardlinkArg>() == 264 && size_of::<PunchHoleArg>() == 16016);
 const _: () = assert!(size_of::<MoveArg>() == 536 && size_of::<RemoveArg>() == 272);

@@ -44,6 +44,13 @@ pub enum Error {
         /// Bytes of the tmpfs.
         total: u64,
     },
+    /// The daemon cannot open the shared memory that this process made.
+    #[error(
+        "the daemon cannot open {}: it knows another /dev/shm than this process has. A pod that mounts a volume of its \
+         own at /dev/shm gets none of kube3fs: remove that volume; a container shares the daemon's by a bind mount",
+        .0.display()
+    )]
+    ShmNotShared(PathBuf),
     /// The fd does not belong to a file of a 3FS mount.
     #[error("fd {0} is no file of a 3FS mount: is the path below the mount point?")]
     NotOn3fs(i32),
@@ -83,6 +90,7 @@ impl Error {
             Error::Os { errno, .. } => errno.raw_os_error(),
             Error::Shm { .. } | Error::Semaphore { .. } | Error::Broken(_) => libc::EIO,
             Error::NoSpace { .. } => libc::ENOSPC,
+            Error::ShmNotShared(_) => libc::EACCES,
             Error::NotOn3fs(_) | Error::BadFd(_) => libc::EBADF,
             Error::NoMount(_) => libc::ENOENT,
             Error::Forked => libc::ECHILD,

@@ -186,7 +186,7 @@ impl RingCore {
             flags: options.flags,
         };
         let name = IovName { id, block_size: None, ring: Some(attrs) };
-        let registration = Registration::new(mount, &name, file.path())?;
+        let registration = Registration::new(mount, &name.to_string(), file.path())?;
         // The daemon has it open now; without a name it cannot be left behind.
         file.unlink();
         mount.keep_alive();

@@ -5,6 +5,7 @@ use crate::fork::Generation;
 use crate::mount::Mount;
 use crate::shm::{self, Mapping, ShmFile};
 use rustix::io::Errno;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use usrbio_wire::IovName;
 use uuid::Uuid;
@@ -15,24 +16,47 @@ const SHM_PREFIX: &str = "hf3fs-iov-";
 /// A registration below `3fs-virt/iovs` that this process made. Dropping it ends it; in a forked child it stays,
 /// because it is the parent's.
 #[derive(Debug)]
-pub(crate) struct Registration {
-    link: PathBuf,
+pub struct Registration {
+    mount: Mount,
+    name: OsString,
     made_in: Generation,
 }
 
 impl Registration {
-    /// Registers `shm` as `name`. The daemon has opened the file when this returns.
-    pub(crate) fn new(mount: &Mount, name: &IovName, shm: &Path) -> Result<Registration, Error> {
-        let link = mount.iovs().join(name.to_string());
-        rustix::fs::symlink(shm, &link).map_err(Error::os("register shared memory as", &link))?;
-        Ok(Registration { link, made_in: Generation::current() })
+    /// Registers `shm`, a file in `/dev/shm`, as `name`, of the form of 3FS. The daemon has opened the file when this
+    /// returns. On a mount that is read-only, where no link can be made, memory and rings for reads are registered by an
+    /// ioctl instead.
+    pub fn new(mount: &Mount, name: &str, shm: &Path) -> Result<Registration, Error> {
+        let link = mount.iovs().join(name);
+        let made = match rustix::fs::symlink(shm, &link) {
+            // A daemon that does not know the ioctl answers EINVAL or ENOTTY.
+            Err(Errno::ROFS) => mount.register(OsStr::new(name), shm).map_err(|errno| match errno {
+                Errno::INVAL | Errno::NOTTY => Errno::ROFS,
+                errno => errno,
+            }),
+            made => made,
+        };
+        match made {
+            Ok(()) => {
+                let (mount, made_in) = (mount.clone(), Generation::current());
+                Ok(Registration { mount, name: name.into(), made_in })
+            }
+            Err(Errno::ACCESS) => Err(Error::ShmNotShared(shm.to_owned())),
+            Err(errno) => Err(Error::os("register shared memory as", link)(errno)),
+        }
+    }
+
+    /// The link that shows it.
+    pub fn link(&self) -> PathBuf {
+        self.mount.iovs().join(&self.name)
     }
 
     /// Does the daemon still know it? Anything but its "no" or its absence counts as "yes".
     pub(crate) fn check(&self) -> Result<(), Error> {
-        match rustix::fs::lstat(&self.link) {
+        let link = self.link();
+        match rustix::fs::lstat(&link) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::NOTCONN | Errno::CONNABORTED | Errno::STALE) => {
-                Err(Error::Unserved(self.link.clone()))
+                Err(Error::Unserved(link))
             }
             _ => Ok(()),
         }
@@ -44,8 +68,12 @@ impl Drop for Registration {
         if !self.made_in.is_current() {
             return;
         }
-        if let Err(errno) = rustix::fs::unlink(&self.link) {
-            tracing::info!("cannot unregister {}: {errno}", self.link.display());
+        let ended = match rustix::fs::unlink(self.link()) {
+            Err(Errno::ROFS) => self.mount.unregister(&self.name),
+            ended => ended,
+        };
+        if let Err(errno) = ended {
+            tracing::info!("cannot unregister {}: {errno}", self.link().display());
         }
     }
 }
@@ -85,7 +113,8 @@ impl Iov {
         let block_size = checked_block_size(size, block_size)?;
         let (file, mapping) = new_shm(size, numa)?;
         let id = Uuid::new_v4();
-        let registration = Registration::new(mount, &IovName { id, block_size, ring: None }, file.path())?;
+        let name = IovName { id, block_size, ring: None }.to_string();
+        let registration = Registration::new(mount, &name, file.path())?;
         mount.keep_alive();
         let made_in = Generation::current();
         Ok(Iov { _registration: Some(registration), file: Some(file), mapping, id, made_in })
@@ -180,10 +209,10 @@ mod tests {
     fn a_registration_that_the_daemon_forgot_is_unserved() {
         let fake = FakeMount::new();
         let shm = Path::new("/dev/shm/hf3fs-iov-none");
-        let name = IovName { id: Uuid::new_v4(), block_size: None, ring: None };
+        let name = Uuid::new_v4().to_string();
         let registration = Registration::new(&fake.mount(), &name, shm).unwrap();
         assert!(registration.check().is_ok());
-        std::fs::remove_file(fake.iovs().join(name.to_string())).unwrap();
+        std::fs::remove_file(fake.iovs().join(name)).unwrap();
         assert_eq!(registration.check().unwrap_err().errno(), libc::ENOTCONN);
     }
 

@@ -26,7 +26,7 @@ pub mod wait;
 pub use error::{Error, PrepError};
 pub use fd::{Access, FileId, RegisteredFile};
 pub use ior::{Buffer, Prepared, Preparer, Reaper, Request, Ring, RingCore, RingOptions};
-pub use iov::Iov;
+pub use iov::{Iov, Registration};
 pub use mount::Mount;
 pub use usrbio_wire::{Cqe, Geometry, Ino, Priority, RingFlags};
 pub use wait::Deadline;

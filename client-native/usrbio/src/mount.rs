@@ -3,14 +3,14 @@
 
 use crate::error::Error;
 use crate::fork::Generation;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use usrbio_wire::ioctl;
 
 /// Longest path of a mount point, in bytes: the C structs have 256 with the NUL.
@@ -71,31 +71,59 @@ impl Mount {
     /// Making an Iov or a ring does this; who registers memory by hand calls it. Such a directory is never closed
     /// here, not even a superfluous one: 3FS takes any close for the end of the process.
     pub fn keep_alive(&self) {
-        let iovs = self.iovs();
-        let process = Generation::current();
-        let found = rustix::fs::stat(&iovs).and_then(|stat| {
-            let key = (process, stat.st_dev, stat.st_ino);
-            if lives().iter().any(|life| life.key == key) {
-                return Ok(());
-            }
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let dir = rustix::fs::open(&iovs, flags, Mode::empty())?;
-            lives().push(Life { key, _dir: dir });
-            Ok(())
-        });
-        if let Err(errno) = found {
+        if let Err(errno) = self.open_iovs() {
             tracing::warn!(
                 "cannot keep {} open ({errno}): the daemon may not clean up when this process dies",
-                iovs.display()
+                self.iovs().display()
             );
         }
     }
+
+    /// `3fs-virt/iovs`, opened once a mount and process.
+    fn open_iovs(&self) -> Result<Arc<OwnedFd>, Errno> {
+        let iovs = self.iovs();
+        let stat = rustix::fs::stat(&iovs)?;
+        let key = (Generation::current(), stat.st_dev, stat.st_ino);
+        if let Some(life) = lives().iter().find(|life| life.key == key) {
+            return Ok(life.dir.clone());
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = Arc::new(rustix::fs::open(&iovs, flags, Mode::empty())?);
+        lives().push(Life { key, dir: dir.clone() });
+        Ok(dir)
+    }
+
+    /// Registers `target` as `name` where the mount takes no link, since it is read-only.
+    pub(crate) fn register(&self, name: &OsStr, target: &Path) -> Result<(), Errno> {
+        let target = field(target.as_os_str())?;
+        let arg = ioctl::RegisterArg { name: field(name)?, target };
+        // SAFETY: `REGISTER` reads one RegisterArg.
+        unsafe { command(self.open_iovs()?.as_fd(), ioctl::REGISTER, &raw const arg) }
+    }
+
+    /// Ends a registration where no link can be removed.
+    pub(crate) fn unregister(&self, name: &OsStr) -> Result<(), Errno> {
+        let arg = ioctl::UnregisterArg { name: field(name)? };
+        // SAFETY: `UNREGISTER` reads one UnregisterArg.
+        unsafe { command(self.open_iovs()?.as_fd(), ioctl::UNREGISTER, &raw const arg) }
+    }
+}
+
+/// A name of an ioctl's argument, which a NUL ends.
+fn field<const N: usize>(name: &OsStr) -> Result<[u8; N], Errno> {
+    let mut field = [0; N];
+    field
+        .get_mut(..name.len())
+        .filter(|_| name.len() < N)
+        .ok_or(Errno::NAMETOOLONG)?
+        .copy_from_slice(name.as_bytes());
+    Ok(field)
 }
 
 /// A directory kept open. A forked child needs its own; the number of the device tells mounts apart.
 struct Life {
     key: (Generation, u64, u64),
-    _dir: OwnedFd,
+    dir: Arc<OwnedFd>,
 }
 
 fn lives() -> std::sync::MutexGuard<'static, Vec<Life>> {
@@ -180,14 +208,14 @@ fn normalised(path: &Path) -> PathBuf {
     out
 }
 
-/// Links the file `target` as `link`, both on one 3FS mount.
+/// Links the file `target` as `link`, both on one 3FS mount. Where the daemon cannot judge who asks, as in a user namespace,
+/// `linkat(2)` does it.
 pub fn hardlink(target: &Path, link: &Path) -> Result<(), Error> {
     let (parent, name) = split_link(link)?;
     let file = rustix::fs::open(target, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(Error::os("open", target))?;
     let of_file = rustix::fs::fstat(&file).map_err(Error::os("stat", target))?;
-    let of_parent =
-        rustix::fs::statat(CWD, parent, rustix::fs::AtFlags::empty()).map_err(Error::os("stat", parent))?;
+    let of_parent = rustix::fs::statat(CWD, parent, AtFlags::empty()).map_err(Error::os("stat", parent))?;
     // The ioctl carries a bare inode number, which means another directory on another mount.
     if of_file.st_dev != of_parent.st_dev {
         return Err(Error::os("link across mounts to", link)(Errno::XDEV));
@@ -195,7 +223,14 @@ pub fn hardlink(target: &Path, link: &Path) -> Result<(), Error> {
     let mut arg = ioctl::HardlinkArg { parent: of_parent.st_ino, name: [0; 255], pad: 0 };
     arg.name[..name.len()].copy_from_slice(name.as_bytes());
     // SAFETY: `HARDLINK` reads one HardlinkArg.
-    unsafe { command(file.as_fd(), ioctl::HARDLINK, &raw const arg) }.map_err(Error::os("link", link))
+    let linked = unsafe { command(file.as_fd(), ioctl::HARDLINK, &raw const arg) };
+    let linked = match linked {
+        Err(Errno::PERM | Errno::ACCESS) => {
+            rustix::fs::linkat(CWD, target, CWD, link, AtFlags::SYMLINK_FOLLOW)
+        }
+        linked => linked,
+    };
+    linked.map_err(Error::os("link", link))
 }
 
 /// The directory and the name of a new link.
@@ -217,7 +252,7 @@ fn split_link(link: &Path) -> Result<(&Path, &OsStr), Error> {
 }
 
 /// Frees the blocks of the byte `ranges` of `file`, at most [`ioctl::PUNCH_HOLE_MAX`] of them; 3FS wants multiples
-/// of the file's chunk size.
+/// of the file's chunk size. A file that is open for reading only is opened for writing, if the caller may.
 pub fn punch_hole(
     file: BorrowedFd<'_>,
     ranges: impl ExactSizeIterator<Item = Range<u64>>,
@@ -239,8 +274,22 @@ pub fn punch_hole(
         (arg.start[i], arg.end[i]) = (range.start, range.end);
     }
     // SAFETY: `PUNCH_HOLE` reads one PunchHoleArg.
-    unsafe { command(file, ioctl::PUNCH_HOLE, &raw const *arg) }
-        .map_err(Error::os("punch holes into", format!("fd {}", file.as_raw_fd())))
+    let punched = unsafe { command(file, ioctl::PUNCH_HOLE, &raw const *arg) };
+    let punched = match punched {
+        Err(Errno::PERM | Errno::ACCESS | Errno::BADF) => punch_by_fallocate(file, &arg),
+        punched => punched,
+    };
+    punched.map_err(Error::os("punch holes into", format!("fd {}", file.as_raw_fd())))
+}
+
+fn punch_by_fallocate(file: BorrowedFd<'_>, arg: &ioctl::PunchHoleArg) -> Result<(), Errno> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    let ranges = arg.start.iter().zip(&arg.end).take(usize::try_from(arg.n).unwrap_or(0));
+    ranges
+        .filter(|(start, end)| start < end)
+        .try_for_each(|(start, end)| rustix::fs::fallocate(&file, mode, *start, end - start))
 }
 
 /// Runs an ioctl that reads one `T`.

@@ -145,11 +145,13 @@ impl Drop for ShmFile {
     }
 }
 
-/// Reserves the pages of a new file, so that a full `/dev/shm` is an error here and not SIGBUS later.
-fn reserve(fd: BorrowedFd<'_>, path: &Path, len: u64) -> Result<(), Error> {
+/// Reserves the pages of the first `len` bytes of a file in shared memory, so that a full `/dev/shm` is an error here and not
+/// SIGBUS later.
+pub fn reserve(fd: BorrowedFd<'_>, path: &Path, len: u64) -> Result<(), Error> {
     // Asking for too much at once takes the rest from everybody for a moment: look first.
-    if space(fd).is_some_and(|space| space.total != 0 && space.free < len) {
-        return Err(no_space(fd, len, 0));
+    let has = rustix::fs::fstat(fd).map_err(Error::os("stat", path))?.st_blocks.unsigned_abs() * 512;
+    if space(fd).is_some_and(|space| space.total != 0 && space.free.saturating_add(has) < len) {
+        return Err(no_space(fd, len, has));
     }
     let mut done = 0;
     while done < len {

@@ -101,6 +101,9 @@ struct Serve {
     /// Do not let the kernel read and write the files of DIR by itself.
     #[arg(long)]
     no_passthrough: bool,
+    /// Take links to mv:PATH, wherever they are made, for orders to rename PATH, as 3FS does.
+    #[arg(long)]
+    orders: bool,
     /// Serve /metrics at IP:PORT or at a unix socket (absolute path).
     #[arg(long, value_name = "ADDR")]
     metrics: Option<Address>,
@@ -159,6 +162,7 @@ impl Serve {
             shm: self.shm,
             read_only: self.read_only,
             passthrough: !self.no_passthrough,
+            orders: self.orders,
             daemon_args,
         }
     }

@@ -17,6 +17,7 @@ pub mod fs;
 pub mod fuse;
 pub mod metrics;
 pub mod metrics_http;
+pub mod mounts;
 pub mod ring;
 pub mod run;
 pub mod session;

@@ -7,6 +7,7 @@ use crate::fs::locks::LockTable;
 use crate::fs::{FdCache, Folders, Fs, Keeping, Space};
 use crate::fuse::{Channel, Notifier, Pool, asked};
 use crate::metrics::SessionMetrics;
+use crate::mounts::Mounts;
 use crate::ring::{Engine, RingsConfig, SessionRings};
 use crate::state::SessionState;
 use crate::types::Result;
@@ -60,6 +61,12 @@ pub struct SessionConfig {
     /// are known by their user otherwise.
     #[serde(default)]
     pub idmap: bool,
+    /// Take links to `mv:` for orders to rename, wherever they are made, as 3FS does.
+    #[serde(default)]
+    pub orders: bool,
+    /// Minor number of the mount's device, where the kernel does not tell it (`fuse_connection` in fdinfo).
+    #[serde(default)]
+    pub device: Option<u32>,
     /// What the volume has at first.
     #[serde(default)]
     pub space: Space,
@@ -138,8 +145,10 @@ impl Session {
         let channel = Arc::new(Channel::new(fds.fuse, asked, &state.header(), &shared.notifier)?);
         let metrics = Arc::new(SessionMetrics::default());
         let keeping = Keeping::new(shared.keeper.clone(), config.name.clone(), kept.as_mut());
+        let mounts = Arc::new(Mounts::new(&channel.fd, config.device, &config.mount_point));
         let (read_only, cache) = (config.read_only, shared.fds.clone());
-        let fs = Fs::new(channel.clone(), state.clone(), fds.backing, read_only, cache, keeping)?;
+        let (for_fs, seen) = (channel.clone(), mounts.clone());
+        let fs = Fs::new(for_fs, state.clone(), fds.backing, read_only, cache, keeping, seen)?;
         let fs = shared.folders.join(fs, kept.is_some());
         fs.set_space(config.space);
         let rings = RingsConfig {
@@ -161,9 +170,11 @@ impl Session {
             cluster: config.cluster.clone(),
             mount_point: config.mount_point.clone(),
             read_only: config.read_only,
+            orders: config.orders,
             channel: channel.clone(),
             state: state.clone(),
             fs: fs.clone(),
+            mounts,
             rings: rings.clone(),
             conf: conf.clone(),
             clients: ClientWatch::new(&rings, shared.pool.clone()),

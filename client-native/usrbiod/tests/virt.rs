@@ -2,11 +2,11 @@
 
 mod common;
 
+use common::ioctls::{call, call_without, field, ino, last_errno, make_file, names, number, refused};
 use common::served::Served;
 use common::wait_until;
 use rustix::io::Errno;
 use std::fs::{self, File};
-use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -17,14 +17,6 @@ use zerocopy::{FromZeros, IntoBytes};
 
 const USER: u32 = 4321;
 const OTHER: u32 = 4322;
-
-/// A new file in the mount, and the directories above it.
-fn make_file(served: &Served, path: &str) -> PathBuf {
-    let at = served.at(path);
-    fs::create_dir_all(at.parent().unwrap()).unwrap();
-    fs::write(&at, "x").unwrap();
-    at
-}
 
 /// A file in `/dev/shm`, removed when dropped. It stays open, as a client's does: daemons sweep what nobody uses.
 struct Shm(PathBuf, #[expect(dead_code, reason = "held open")] File);
@@ -54,54 +46,6 @@ fn as_user<T: Send>(uid: u32, work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(run).join().unwrap())
 }
 
-#[track_caller]
-fn refused<T: std::fmt::Debug>(result: std::io::Result<T>, errno: Errno) {
-    let error = result.unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(errno.raw_os_error()), "{error}");
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
-/// An ioctl with a buffer of the size that its number says.
-fn call(fd: impl AsFd, cmd: u32, arg: &mut [u8]) -> Result<(), Errno> {
-    assert_eq!(arg.len(), (cmd >> 16 & 0x3fff) as usize);
-    // SAFETY: the kernel reads or writes at most the bytes that the number says, which `arg` has.
-    let rc = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), cmd.into(), arg.as_mut_ptr()) };
-    if rc == 0 { Ok(()) } else { Err(last_errno()) }
-}
-
-/// An ioctl without an argument, as the Python client makes it.
-fn call_without(fd: impl AsFd, cmd: u32) -> Result<(), Errno> {
-    // SAFETY: the daemon answers no bytes, so that the kernel has nothing to write to address 0.
-    let rc = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), cmd.into(), 0) };
-    if rc == 0 { Ok(()) } else { Err(last_errno()) }
-}
-
-fn last_errno() -> Errno {
-    Errno::from_raw_os_error(std::io::Error::last_os_error().raw_os_error().unwrap())
-}
-
-fn number(fd: impl AsFd, cmd: u32) -> u32 {
-    let mut out = [0; 4];
-    call(fd, cmd, &mut out).unwrap();
-    u32::from_ne_bytes(out)
-}
-
-fn field<const N: usize>(name: &str) -> [u8; N] {
-    let mut field = [0; N];
-    field[..name.len()].copy_from_slice(name.as_bytes());
-    field
-}
-
-fn ino(path: &Path) -> u64 {
-    fs::symlink_metadata(path).unwrap().ino()
-}
-
 #[test]
 fn the_tree_has_the_numbers_and_permissions_of_3fs() {
     let served = Served::for_everybody();
@@ -117,7 +61,7 @@ fn the_tree_has_the_numbers_and_permissions_of_3fs() {
         let stat = fs::symlink_metadata(served.at(path)).unwrap();
         assert_eq!((stat.ino(), stat.mode()), (number, mode), "{path}");
     }
-    assert_eq!(names(&served.at("")), ["3fs-virt"]);
+    assert_eq!(names(&served.at("")), [""; 0], "found by its name only");
     for link in ["submit-ios", "submit-ios.pl"] {
         let target = fs::read_link(served.at("3fs-virt/iovs").join(link)).unwrap();
         assert!(target.starts_with("/dev/shm") && target.exists(), "{target:?}");
@@ -286,8 +230,18 @@ fn a_directory_moved_to_rm_rf_is_removed() {
 }
 
 #[test]
-fn a_link_to_mv_renames() {
+fn a_link_to_mv_is_a_link_like_others() {
     let served = Served::for_everybody();
+    let target = format!("mv:{}", make_file(&served, "a/file").display());
+    symlink(&target, served.at("latest")).unwrap();
+    assert_eq!(fs::read_link(served.at("latest")).unwrap(), Path::new(&target));
+    assert!(served.at("a/file").exists());
+    refused(symlink(&target, served.at("3fs-virt/rm-rf/x")), Errno::INVAL);
+}
+
+#[test]
+fn a_link_to_mv_renames_where_orders_are_taken() {
+    let served = Served::for_everybody_with(&["--orders"]);
     let order = |from: &Path, to: &str| symlink(format!("mv:{}", from.display()), served.at(to));
     let file = make_file(&served, "a/file");
     order(&file, "moved").unwrap();
@@ -356,21 +310,23 @@ fn hardlink_links_where_the_caller_may() {
 }
 
 #[test]
-fn punch_hole_takes_whole_chunks_of_what_the_caller_may_write() {
+fn punch_hole_takes_whole_chunks_by_an_fd_that_may_write() {
     let served = Served::for_everybody();
     let path = served.at("file");
     fs::write(&path, vec![7; 5 * 4096]).unwrap();
     fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
-    let fd = File::open(&path).unwrap();
-    let punch = |n, ranges: &[(u64, u64)]| {
+    let fd = File::options().write(true).open(&path).unwrap();
+    let reading = File::open(&path).unwrap();
+    let punch_by = |fd: &File, n, ranges: &[(u64, u64)]| {
         let mut arg = PunchHoleArg::new_zeroed();
         arg.n = n;
         for (i, (start, end)) in ranges.iter().enumerate() {
             (arg.start[i], arg.end[i]) = (*start, *end);
         }
-        call(&fd, ioctl::PUNCH_HOLE, arg.as_mut_bytes())
+        call(fd, ioctl::PUNCH_HOLE, arg.as_mut_bytes())
     };
-    assert_eq!(as_user(USER, || punch(1, &[(0, 4096)])), Err(Errno::ACCESS));
+    assert_eq!(punch_by(&reading, 1, &[(0, 4096)]), Err(Errno::BADF));
+    let punch = |n, ranges: &[(u64, u64)]| punch_by(&fd, n, ranges);
     punch(3, &[(4096, 8192), (0, 0), (12288, 16384)]).unwrap();
     let data = fs::read(&path).unwrap();
     let chunks: Vec<bool> = data.chunks(4096).map(|c| c.iter().all(|b| *b == 7)).collect();

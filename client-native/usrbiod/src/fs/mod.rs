@@ -32,10 +32,12 @@ pub use space::Space;
 pub use types::{DirEntry, Opened, SetAttr, SetTime, Statfs, Statx};
 
 use crate::fuse::{Channel, Note};
+use crate::mounts::Mounts;
 use crate::state::SessionState;
 use crate::types::{Errno, Ino, NodeId, Owner, Result};
 use gone::Gone;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -50,10 +52,11 @@ pub struct Fs {
     folder: Arc<folders::Folder>,
     folders: OnceLock<Arc<Folders>>,
     gone: Gone,
+    mounts: Arc<Mounts>,
 }
 
 impl Fs {
-    /// Serves `backing`. What `state` holds of nodes and open files, from a predecessor, is taken over, with the fds in
+    /// Serves `backing`; `mounts` tells what processes see of it. What `state` holds of nodes and open files, from a predecessor, is taken over, with the fds in
     /// `keeping`.
     pub fn new(
         channel: Arc<Channel>,
@@ -62,6 +65,7 @@ impl Fs {
         read_only: bool,
         fds: Arc<FdCache>,
         mut keeping: Keeping,
+        mounts: Arc<Mounts>,
     ) -> Result<Fs> {
         let nodes = nodes::Nodes::new(state.clone(), backing, read_only, fds)?;
         let kept = keeping.return_to(&nodes);
@@ -77,6 +81,7 @@ impl Fs {
             dirs: dirs::Dirs::default(),
             space: Mutex::default(),
             gone: Gone::default(),
+            mounts,
         })
     }
 
@@ -100,14 +105,21 @@ impl Fs {
     }
 
     /// The backing file of an inode for ring I/O. `EBADF`: no regular file that the kernel knows and that is open in
-    /// this session. `EACCES`: `owner` has no open file description for that direction and may not open one.
+    /// this session. `EACCES`: the process of `owner` has no open file description for that direction and could not open
+    /// one, by the file's permissions or by its own mounts.
     /// `EROFS`: a write in a session that is read-only.
     pub fn ring_file(&self, ino: Ino, owner: &Owner, write: bool) -> Result<Arc<BackingFile>> {
         if write {
             self.writable()?;
         }
         let node = self.node_of(ino).ok_or(Errno::BADF)?;
-        self.opens.find(node).ok_or(Errno::BADF)?.ring_file(&self.nodes, owner, write)
+        self.opens.find(node).ok_or(Errno::BADF)?.ring_file(&self.nodes, &self.mounts, owner, write)
+    }
+
+    /// Where a node lies, relative to the root. `ENOENT`: the kernel does not know, as of a file that was found by its
+    /// handle. It was right a moment ago, and says where a file that has gone was.
+    pub fn path_of(&self, node: NodeId) -> Result<PathBuf> {
+        self.nodes.path_of(node)
     }
 
     /// Rings wrote to `file`: the kernel's attributes of it are stale, and its pages where it does not use the backing

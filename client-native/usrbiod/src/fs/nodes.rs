@@ -14,9 +14,11 @@ use crate::sys::path::proc_path;
 use crate::types::{Attr, Errno, Ino, NodeId, Result};
 use rustix::fs::{AtFlags, Mode, OFlags, Stat};
 use std::collections::HashMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::mem::offset_of;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use zerocopy::FromZeros;
@@ -359,6 +361,14 @@ impl Nodes {
         }
         drop(shard);
         Ok(fd)
+    }
+
+    /// See [`Fs::path_of`](super::Fs::path_of).
+    pub fn path_of(&self, node: NodeId) -> Result<PathBuf> {
+        let path = |fd: &OwnedFd| rustix::fs::readlink(proc_path(fd), Vec::new());
+        let (root, own) = (path(&self.root)?, path(&*self.path_fd(node)?)?);
+        let path = |bytes| Path::new(OsStr::from_bytes(bytes));
+        path(own.to_bytes()).strip_prefix(path(root.to_bytes())).map(Path::to_owned).map_err(|_| Errno::NOENT)
     }
 
     /// Opens the inode of a node anew. `flags` without `O_CREAT`.

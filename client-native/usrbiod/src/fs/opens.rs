@@ -7,6 +7,7 @@ use super::backing::BackingFile;
 use super::kept::{Keeping, key};
 use super::nodes::{Nodes, index_of};
 use crate::fuse::Channel;
+use crate::mounts::Mounts;
 use crate::state::SessionState;
 use crate::state::records::{NodeRec, OpenRec};
 use crate::types::{Errno, Ino, NodeId, Owner, Result};
@@ -487,24 +488,35 @@ impl OpenNode {
         Ok(file)
     }
 
-    /// The file for a ring of `owner`: allowed by an open file description of the same process or user that has this
-    /// direction, otherwise by the backing file system's own check.
-    pub fn ring_file(&self, nodes: &Nodes, owner: &Owner, write: bool) -> Result<Arc<BackingFile>> {
+    /// The file for a ring of `owner`: allowed by an open file description of the same process that has this direction,
+    /// since the kernel has judged that. What others have open, or what the backing file system would let its user open,
+    /// counts where the process sees the file on a mount of its own that allows it.
+    pub fn ring_file(
+        &self,
+        nodes: &Nodes,
+        mounts: &Mounts,
+        owner: &Owner,
+        write: bool,
+    ) -> Result<Arc<BackingFile>> {
         let mut inner = self.lock();
         if inner.dead {
             return Err(Errno::BADF);
         }
         let mut allowed = inner.allowed.contains(&(*owner, write));
-        let mut direct = false;
-        for handle in inner.handles.values() {
-            let same_process = owner.tgid != 0 && handle.tgid == owner.tgid;
-            if allows(handle.flags, write) && (same_process || handle.uid == owner.uid) {
-                allowed = true;
-                direct |= handle.flags.contains(OFlags::DIRECT);
-            }
+        let (mut by_user, mut direct) = (false, false);
+        for handle in inner.handles.values().filter(|handle| allows(handle.flags, write)) {
+            // Processes that cannot be seen are told apart by their user only.
+            let same_process = handle.tgid == owner.tgid && (owner.tgid != 0 || handle.uid == owner.uid);
+            let same_user = handle.uid == owner.uid;
+            allowed |= same_process;
+            by_user |= same_user;
+            direct |= (same_process || same_user) && handle.flags.contains(OFlags::DIRECT);
         }
         if !allowed {
-            check_access(nodes, self.node, owner, write)?;
+            check_mounts(nodes, self.node, mounts, owner, write)?;
+            if !by_user {
+                check_access(nodes, self.node, owner, write)?;
+            }
             inner.allowed.push((*owner, write));
         }
         match self.file(&mut inner, nodes, write, direct) {
@@ -513,6 +525,17 @@ impl OpenNode {
             result => result,
         }
     }
+}
+
+/// Does the process of `owner` see the file, and may it change it there if it is to be written?
+fn check_mounts(nodes: &Nodes, node: NodeId, mounts: &Mounts, owner: &Owner, write: bool) -> Result<()> {
+    let view = mounts.seen_by_owner(owner).map_err(|_| Errno::ACCESS)?;
+    if view.is_whole() {
+        return Ok(());
+    }
+    let path = nodes.path_of(node).map_err(|_| Errno::ACCESS)?;
+    let may = if write { view.may_change(&path).is_ok() } else { view.can_see(&path) };
+    if may { Ok(()) } else { Err(Errno::ACCESS) }
 }
 
 /// Would the backing file system let `owner` open the file?

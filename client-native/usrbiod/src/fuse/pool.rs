@@ -487,6 +487,8 @@ mod tests {
             read_only: false,
             passthrough: false,
             idmap: false,
+            orders: false,
+            device: None,
             space: Space::default(),
         };
         let parts = crate::session::Shared {

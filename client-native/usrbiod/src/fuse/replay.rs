@@ -217,7 +217,9 @@ pub fn is_journaled(op: &Op<'_>) -> bool {
         | Op::Setxattr { .. }
         | Op::Removexattr { .. } => true,
         Op::Ioctl { arg, .. } => {
-            matches!(arg.cmd, ioctl::RECURSIVE_RM | ioctl::HARDLINK | ioctl::MOVE | ioctl::REMOVE)
+            let named =
+                matches!(arg.cmd, ioctl::RECURSIVE_RM | ioctl::HARDLINK | ioctl::MOVE | ioctl::REMOVE);
+            named || matches!(arg.cmd, ioctl::REGISTER | ioctl::UNREGISTER)
         }
         _ => false,
     }

@@ -26,6 +26,8 @@ pub struct Options {
     pub read_only: bool,
     /// Let the kernel read and write backing files itself, where it can.
     pub passthrough: bool,
+    /// Take links to `mv:` for orders, wherever they are made.
+    pub orders: bool,
     /// Arguments for the daemon that this command has as well (log, metrics).
     pub daemon_args: Vec<String>,
 }

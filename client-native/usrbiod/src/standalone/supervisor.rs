@@ -231,6 +231,8 @@ impl Supervisor<'_> {
                 read_only: self.options.read_only,
                 passthrough: self.options.passthrough,
                 idmap: false,
+                orders: self.options.orders,
+                device: None,
                 space: Space::default(),
             },
             fds: vec![FdRole::Fuse, FdRole::Backing, FdRole::Shm],

@@ -2,15 +2,16 @@
 
 use super::as_caller::as_caller;
 use super::paths::open_parent;
-use super::{Ioctl, Virt};
+use super::{Ioctl, Virt, nodes::Virtual};
+use crate::clients::asker;
 use crate::sys::path::proc_path;
-use crate::types::{Caller, Errno, Ino, NodeId, Result};
+use crate::types::{Caller, Errno, Ino, NodeId, Result, UNKNOWN_ID};
 use rustix::fs::{AtFlags, FallocateFlags, FileType, IFlags, Mode, OFlags, StatxAttributes, StatxFlags};
-use std::ffi::{CStr, CString, OsStr};
+use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
-use usrbio_wire::ioctl::{self, HardlinkArg, MoveArg, PunchHoleArg, RemoveArg};
+use std::path::PathBuf;
+use usrbio_wire::IovName;
+use usrbio_wire::ioctl::{self, HardlinkArg, MoveArg, PunchHoleArg, RegisterArg, RemoveArg, UnregisterArg};
 use zerocopy::FromBytes;
 
 /// From a 32-bit process (`FUSE_IOCTL_COMPAT`).
@@ -42,6 +43,9 @@ impl Virt {
             ioctl::GET_IOCTL_VERSION => call.number(ioctl::IOCTL_VERSION),
             _ if call.node.is_virtual() => match call.cmd {
                 ioctl::FSYNC => Ok(Vec::new()),
+                ioctl::REGISTER | ioctl::UNREGISTER if Virtual::of(call.node) == Some(Virtual::Iovs) => {
+                    self.registration(call, caller)
+                }
                 ioctl::RECURSIVE_RM | ioctl::HARDLINK | ioctl::PUNCH_HOLE | ioctl::MOVE | ioctl::REMOVE => {
                     Err(Errno::PERM)
                 }
@@ -53,11 +57,41 @@ impl Virt {
             FS_IOC_SETFLAGS => self.changes(caller, |this| this.set_flags(call)),
             ioctl::RECURSIVE_RM => self.changes(caller, |this| this.remove_node(call.node, caller)),
             ioctl::HARDLINK => self.changes(caller, |this| this.hardlink(call, caller)),
-            ioctl::PUNCH_HOLE => self.changes(caller, |this| this.punch_hole(call, caller)),
+            ioctl::PUNCH_HOLE => self.changes(caller, |this| this.punch_hole(call)),
             ioctl::MOVE => self.changes(caller, |this| this.move_name(call, caller)),
             ioctl::REMOVE => self.changes(caller, |this| this.remove_name(call, caller)),
             _ => Err(Errno::INVAL),
         }
+    }
+
+    /// As a link in `iovs` that is made or removed, for callers whose mount is read-only. It answers no bytes. A ring for
+    /// writes is refused (`EROFS`) to a caller who can write nowhere; for a user namespace the kernel does not say who
+    /// calls (`EPERM`).
+    fn registration(&self, call: &Ioctl<'_>, caller: &Caller) -> Result<Vec<u8>> {
+        if caller.uid == UNKNOWN_ID {
+            return Err(Errno::PERM);
+        }
+        let text = |field| CStr::from_bytes_until_nul(field).map_err(|_| Errno::INVAL);
+        if call.cmd == ioctl::UNREGISTER {
+            let arg = UnregisterArg::read_from_bytes(call.input).map_err(|_| Errno::INVAL)?;
+            return self.unregister(text(&arg.name)?, caller).map(|()| Vec::new());
+        }
+        let arg = RegisterArg::read_from_bytes(call.input).map_err(|_| Errno::INVAL)?;
+        let (name, target) = (text(&arg.name)?, text(&arg.target)?);
+        let writes = name.to_str().ok().and_then(|name| IovName::parse(name).ok()?.ring);
+        if writes.is_some_and(|ring| !ring.for_read) && !self.seen_by(caller)?.is_writable() {
+            return Err(Errno::ROFS);
+        }
+        self.register(name, target, caller).map(|_| Vec::new())
+    }
+
+    /// Was this `REGISTER` carried out before?
+    pub fn was_registered(&self, input: &[u8], caller: &Caller) -> bool {
+        let Ok(arg) = RegisterArg::read_from_bytes(input) else { return false };
+        let text = |field| CStr::from_bytes_until_nul(field).ok()?.to_str().ok();
+        let (Some(name), Some(target)) = (text(&arg.name), text(&arg.target)) else { return false };
+        let found = self.parts.rings.find(name);
+        found.is_some_and(|info| info.target == target && asker(caller).may_manage(&info.owner))
     }
 
     /// What changes something answers no bytes.
@@ -98,6 +132,10 @@ impl Virt {
         let arg = HardlinkArg::read_from_bytes(call.input).map_err(|_| Errno::INVAL)?;
         let parent = self.directory(arg.parent)?;
         let name = self.name(parent, &arg.name)?;
+        let view = self.seen_by(caller)?;
+        self.may_change(&view, parent)?;
+        // What it may only look at where it is, it could change by the new name.
+        self.may_change(&view, call.node)?;
         let (file, dir) = (self.parts.fs.path_fd(call.node)?, self.parts.fs.path_fd(parent)?);
         as_caller(caller, || {
             rustix::fs::linkat(rustix::fs::CWD, proc_path(&*file), &*dir, &name, AtFlags::SYMLINK_FOLLOW)
@@ -107,21 +145,18 @@ impl Virt {
         Ok(())
     }
 
-    fn punch_hole(&self, call: &Ioctl<'_>, caller: &Caller) -> Result<()> {
+    /// Punches holes through the fd, which must be open for writing (`EBADF`): so the kernel has judged who may.
+    fn punch_hole(&self, call: &Ioctl<'_>) -> Result<()> {
         let arg = PunchHoleArg::read_from_bytes(call.input).map_err(|_| Errno::INVAL)?;
-        let fd = self.parts.fs.path_fd(call.node)?;
-        let stat = rustix::fs::fstat(&*fd)?;
+        let fs = &self.parts.fs;
+        let stat = rustix::fs::fstat(&*fs.path_fd(call.node)?)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(Errno::INVAL);
         }
         let ranges = ranges(&arg, u64::try_from(stat.st_blksize).unwrap_or(4096).max(1))?;
-        let punched = as_caller(caller, || {
-            // Clients may have opened the file for reading only; what counts is that they may write it.
-            let file = rustix::fs::open(proc_path(&*fd), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-            let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            ranges.into_iter().try_for_each(|(start, len)| rustix::fs::fallocate(&file, mode, start, len))
-        });
-        self.parts.fs.holes_made(call.node);
+        let mode = (FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE).bits();
+        let punch = |(start, len)| fs.fallocate(call.node, call.fh, start, len, mode);
+        let punched = ranges.into_iter().try_for_each(punch);
         self.forget_inode(call.node);
         punched
     }
@@ -132,6 +167,9 @@ impl Virt {
         let from = self.own_directory(call, arg.src_parent)?;
         let to = self.directory(arg.dst_parent)?;
         let (old, new) = (self.name(from, &arg.src_name)?, self.name(to, &arg.dst_name)?);
+        let view = self.seen_by(caller)?;
+        self.may_take_away(&view, from, &old)?;
+        self.may_take_away(&view, to, &new)?;
         let (old_dir, new_dir) = (self.parts.fs.path_fd(from)?, self.parts.fs.path_fd(to)?);
         let rename = || as_caller(caller, || rustix::fs::renameat(&*old_dir, &old, &*new_dir, &new));
         self.parts.fs.removing(&*new_dir, &new, rename)?;
@@ -144,6 +182,7 @@ impl Virt {
         let arg = RemoveArg::read_from_bytes(call.input).map_err(|_| Errno::INVAL)?;
         let parent = self.own_directory(call, arg.parent)?;
         let name = self.name(parent, &arg.name)?;
+        self.may_take_away(&self.seen_by(caller)?, parent, &name)?;
         let dir = self.parts.fs.path_fd(parent)?;
         if arg.recursive != 0 {
             return self.remove_below(&dir, &name, caller);
@@ -159,27 +198,24 @@ impl Virt {
 
     /// Removes the tree, or the file, that the fd refers to.
     fn remove_node(&self, node: NodeId, caller: &Caller) -> Result<()> {
-        let (parent, name) = self.place_of(node)?;
+        let (path, parent, name) = self.place_of(node)?;
+        self.seen_by(caller)?.may_take_away(&path)?;
         self.remove_below(&parent, &name, caller)
     }
 
-    /// Where a node lies. `EBUSY`: it is the root. `ENOENT`: it has no name in the backing directory any more.
-    fn place_of(&self, node: NodeId) -> Result<(OwnedFd, CString)> {
+    /// Where a node lies, the directory there and its name in it. `EBUSY`: it is the root. `ENOENT`: it has no name in the backing directory any more.
+    fn place_of(&self, node: NodeId) -> Result<(PathBuf, OwnedFd, CString)> {
         if node == NodeId::ROOT {
             return Err(Errno::BUSY);
         }
         let (root, fd) = (self.parts.fs.path_fd(NodeId::ROOT)?, self.parts.fs.path_fd(node)?);
-        let path = |fd: &OwnedFd| rustix::fs::readlink(proc_path(fd), Vec::new());
-        let (root_path, own_path) = (path(&root)?, path(&fd)?);
-        let relative = Path::new(OsStr::from_bytes(own_path.to_bytes()))
-            .strip_prefix(OsStr::from_bytes(root_path.to_bytes()))
-            .map_err(|_| Errno::NOENT)?;
-        let (parent, name) = open_parent(&*root, relative)?;
+        let path = self.parts.fs.path_of(node)?;
+        let (parent, name) = open_parent(&*root, &path)?;
         // The kernel's path was right a moment ago, and names may end in " (deleted)": is it the node still?
         let found = rustix::fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW)?;
         let own = rustix::fs::fstat(&*fd)?;
         if (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino) {
-            Ok((parent, name))
+            Ok((path, parent, name))
         } else {
             Err(Errno::NOENT)
         }
@@ -237,7 +273,7 @@ impl Virt {
         match name.to_bytes() {
             b"" | b"." | b".." => Err(Errno::INVAL),
             bytes if bytes.contains(&b'/') => Err(Errno::INVAL),
-            _ if Self::owns(parent, name) => Err(Errno::PERM),
+            _ if Self::owns(parent, name) || Self::is_reserved(name) => Err(Errno::PERM),
             _ => Ok(name.to_owned()),
         }
     }

@@ -11,6 +11,7 @@ mod ioctl;
 mod nodes;
 mod orders;
 mod paths;
+mod reach;
 mod remove_tree;
 mod tree;
 
@@ -19,19 +20,20 @@ pub use conf::UserConf;
 use crate::clients::ClientWatch;
 use crate::fs::Fs;
 use crate::fuse::Channel;
+use crate::mounts::Mounts;
 use crate::ring::SessionRings;
 use crate::state::SessionState;
 use crate::types::{Attr, Caller, Entry, Errno, NodeId, Result};
 use handles::Handles;
 use nodes::Virtual;
 use orders::Slots;
-use paths::Mounts;
 use std::ffi::{CStr, CString};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Name of the tree in the root of the mount.
+/// Name of the tree. It is found in every directory of the volume, since any may be the root of a container's mount, and
+/// listed in none.
 pub const TREE_NAME: &CStr = c"3fs-virt";
 
 /// What the virtual tree stands on.
@@ -42,12 +44,16 @@ pub struct Parts {
     pub mount_point: PathBuf,
     /// The session refuses every change.
     pub read_only: bool,
+    /// Links to `mv:` are orders, wherever they are made.
+    pub orders: bool,
     /// Carries notifications to the kernel.
     pub channel: Arc<Channel>,
     /// Where handles of `iovs` outlive the process.
     pub state: Arc<SessionState>,
     /// The backing directory.
     pub fs: Arc<Fs>,
+    /// What processes see of the mount.
+    pub mounts: Arc<Mounts>,
     /// What `iovs` shows.
     pub rings: Arc<SessionRings>,
     /// What users set by `set-conf`.
@@ -79,7 +85,6 @@ pub struct Ioctl<'a> {
 /// asks, and a key of `set-conf` must be settable twice.
 pub struct Virt {
     parts: Parts,
-    mounts: Mounts,
     handles: Handles,
     slots: Slots,
     /// Times of everything in the tree.
@@ -97,7 +102,6 @@ impl Virt {
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Virt {
-            mounts: Mounts::new(parts.mount_point.clone(), &parts.channel.fd),
             handles: Handles::new(Virtual::Iovs.node(), parts.state.clone()),
             slots: Slots::default(),
             since: (now.as_secs() as i64, now.subsec_nanos()),
@@ -105,21 +109,26 @@ impl Virt {
         }
     }
 
-    /// Does `name` in `parent` belong to the virtual tree? For such names, and for nodes that are
+    /// Does `name` in `parent` belong to the virtual tree, whatever the backing directory has? For such names, and for nodes that are
     /// [virtual](NodeId::is_virtual), requests come here; those without a function here answer `EPERM` (setattr, create,
     /// mkdir, mknod, rmdir, link, rename from).
     pub fn owns(parent: NodeId, name: &CStr) -> bool {
         parent.is_virtual() || parent == NodeId::ROOT && name == TREE_NAME
     }
 
-    /// Resolves a name: [`TREE_NAME`] in the root, or anything below.
+    /// Is it a name that nothing can be given? What has it in the backing directory, below its root, goes before the tree.
+    pub fn is_reserved(name: &CStr) -> bool {
+        name == TREE_NAME
+    }
+
+    /// Resolves a name: [`TREE_NAME`] in a directory of the volume, or anything below.
     pub fn lookup(&self, parent: NodeId, name: &CStr, caller: &Caller) -> Result<Entry> {
-        if parent == NodeId::ROOT && name == TREE_NAME {
-            return Ok(Virtual::Tree.directory(self.since));
+        if !parent.is_virtual() && name == TREE_NAME {
+            return Ok(Virtual::Tree.directory(parent, self.since));
         }
         let name = name.to_str().map_err(|_| Errno::NOENT)?;
         match Virtual::of(parent).ok_or(Errno::NOENT)? {
-            Virtual::Tree => self.directory_named(name),
+            Virtual::Tree => self.directory_named(Virtual::place(parent), name),
             Virtual::Iovs => self.iov_named(name, caller),
             Virtual::GetConf => self.value_named(name, caller),
             // What was made there was an order, and is done.
@@ -135,7 +144,7 @@ impl Virt {
             Virtual::Object(number) => self.object(&self.object_numbered(number, caller)?),
             Virtual::Value(key) => self.value(key, caller)?.0,
             Virtual::Order => self.order(0, caller),
-            directory => directory.directory(self.since),
+            directory => directory.directory(Virtual::place(node), self.since),
         };
         Ok(entry.attr)
     }
@@ -155,15 +164,22 @@ impl Virt {
     pub fn symlink(&self, parent: NodeId, name: &CStr, target: &CStr, caller: &Caller) -> Result<Entry> {
         match Virtual::of(parent) {
             Some(Virtual::Iovs) => self.register(name, target, caller),
-            Some(Virtual::SetConf) => self.set_key(name, target, caller),
-            Some(Virtual::RmRf) => self.remove_by_link(target, caller),
+            Some(Virtual::SetConf) => {
+                self.takes_orders(parent, caller)?;
+                self.set_key(name, target, caller)
+            }
+            Some(Virtual::RmRf) => {
+                self.takes_orders(parent, caller)?;
+                self.remove_by_link(target, caller)
+            }
             _ => Err(Errno::PERM),
         }
     }
 
-    /// Is this target, given to a link anywhere on the mount outside the tree, an order to rename (`mv:`)?
-    pub fn is_move_order(target: &CStr) -> bool {
-        target.to_bytes().starts_with(orders::MOVE_PREFIX)
+    /// Is this target, given to a link outside the tree, an order to rename (`mv:`)? Only where the volume is to take
+    /// such orders: whoever unpacks an archive would carry out its author's.
+    pub fn is_move_order(&self, target: &CStr) -> bool {
+        self.parts.orders && target.to_bytes().starts_with(orders::MOVE_PREFIX)
     }
 
     /// Drops a registration.
@@ -186,7 +202,7 @@ impl Virt {
     /// Everything in a virtual directory that `caller` may see, without `.` and `..`. `fh` is noted as used for listing.
     pub fn readdir(&self, node: NodeId, fh: u64, caller: &Caller) -> Result<Vec<(CString, Entry)>> {
         match Virtual::of(node).ok_or(Errno::NOENT)? {
-            Virtual::Tree => Ok(self.directories()),
+            Virtual::Tree => Ok(self.directories(Virtual::place(node))),
             Virtual::Iovs => {
                 self.handles.listed(fh);
                 Ok(self.iovs_of(caller))

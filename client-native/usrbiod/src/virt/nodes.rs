@@ -11,6 +11,12 @@ const GET_CONF: u64 = 0xffff_ffff_0000_0000;
 const SET_CONF: u64 = 0xffff_fffe_8000_0000;
 /// The link that the kernel is told was made where a link is an order. It is never cached nor found again.
 const ORDER: u64 = 0xffff_fffd_0000_0000;
+/// In the root of a volume the directories have the numbers above. In any other directory, which may be the root of a mount
+/// (`subPath`), they have numbers of their own, since a directory has one place only: this, their kind, and the
+/// number of the directory, which is below 2^56.
+const ELSEWHERE: u64 = 0xe000_0000_0000_0000;
+const KIND_SHIFT: u32 = 56;
+const PLACE: u64 = (1 << KIND_SHIFT) - 1;
 /// Object `k` of `iovs` has this number less `k`.
 const FIRST_OBJECT: u64 = IOVS - 65_535;
 const OBJECTS: u64 = 1 << 16;
@@ -49,6 +55,10 @@ impl Virtual {
 
     /// What a node is, if it is virtual.
     pub fn of(node: NodeId) -> Option<Virtual> {
+        if node.0 & 0xf000_0000_0000_0000 == ELSEWHERE {
+            let kind = (node.0 >> KIND_SHIFT & 0xf) as usize;
+            return Virtual::with_a_place().nth(kind).filter(|_| node.0 & PLACE > NodeId::ROOT.0);
+        }
         Some(match node.0 {
             TREE => Virtual::Tree,
             RM_RF => Virtual::RmRf,
@@ -63,6 +73,27 @@ impl Virtual {
             n if n < GET_CONF && GET_CONF - n <= OBJECTS => Virtual::Value((GET_CONF - n - 1) as usize),
             _ => return None,
         })
+    }
+
+    /// Everything that is once for each directory of the volume.
+    fn with_a_place() -> impl Iterator<Item = Virtual> {
+        std::iter::once(Virtual::Tree).chain(Virtual::DIRECTORIES.map(|(_, directory)| directory))
+    }
+
+    /// The directory of the volume in whose `3fs-virt` a directory is; the root for everything else.
+    pub fn place(node: NodeId) -> NodeId {
+        let elsewhere = node.0 & 0xf000_0000_0000_0000 == ELSEWHERE;
+        if elsewhere { NodeId(node.0 & PLACE) } else { NodeId::ROOT }
+    }
+
+    /// Its node in the `3fs-virt` of the directory `place`.
+    fn node_at(self, place: NodeId) -> NodeId {
+        match Virtual::with_a_place().position(|other| other == self) {
+            Some(kind) if place != NodeId::ROOT => {
+                NodeId(ELSEWHERE | (kind as u64) << KIND_SHIFT | place.0 & PLACE)
+            }
+            _ => self.node(),
+        }
     }
 
     /// Its node.
@@ -96,10 +127,12 @@ impl Virtual {
         self.directory_mode().is_some()
     }
 
-    /// The entry of a directory of the tree, which is root's.
-    pub fn directory(self, since: (i64, u32)) -> Entry {
+    /// The entry of a directory of the tree at `place`, which is root's. Its inode number is the same everywhere: clients
+    /// of 3FS know it, and what it stands for is one.
+    pub fn directory(self, place: NodeId, since: (i64, u32)) -> Entry {
         let mode = libc::S_IFDIR | self.directory_mode().unwrap_or_default();
-        self.entry(Attr { mode, nlink: 2, ..Attr::default() }, since)
+        let entry = self.entry(Attr { mode, nlink: 2, ..Attr::default() }, since);
+        Entry { node: self.node_at(place), ..entry }
     }
 
     /// The entry of a link of `target_len` bytes that belongs to `owner`.
@@ -147,6 +180,26 @@ mod tests {
         for what in all.chain(links).chain(numbered) {
             assert_eq!(Virtual::of(what.node()), Some(what));
             assert!(what.node().is_virtual());
+        }
+    }
+
+    #[test]
+    fn every_directory_has_a_tree_of_its_own() {
+        let mut seen = std::collections::HashSet::new();
+        for place in [2, 3, 1 << 32, (1 << 32) + 1].map(NodeId) {
+            for what in Virtual::with_a_place() {
+                let entry = what.directory(place, (0, 0));
+                assert_eq!((Virtual::of(entry.node), Virtual::place(entry.node)), (Some(what), place));
+                assert_eq!(entry.attr.ino, what.node().0);
+                assert!(entry.node.is_virtual() && seen.insert(entry.node));
+            }
+        }
+        for what in Virtual::with_a_place().chain([Virtual::Order, Virtual::Object(1)]) {
+            assert_eq!(what.node_at(NodeId::ROOT), what.node());
+            assert_eq!(Virtual::place(what.node()), NodeId::ROOT);
+        }
+        for none in [ELSEWHERE, ELSEWHERE | 1, ELSEWHERE | 5 << KIND_SHIFT | 7] {
+            assert_eq!(Virtual::of(NodeId(none)), None);
         }
     }
 

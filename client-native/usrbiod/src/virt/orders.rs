@@ -1,7 +1,7 @@
 //! Links and renames that are orders: remove a tree, move a file.
 
 use super::as_caller::as_caller;
-use super::paths::{command_line, open_parent};
+use super::paths::{arguments_are_safe, command_line, open_parent};
 use super::remove_tree::remove_tree;
 use super::{TREE_NAME, Virt, nodes::Virtual};
 use crate::fuse::Note;
@@ -54,11 +54,12 @@ impl Virt {
     /// `ln -s <path on this mount> 3fs-virt/rm-rf/<any>`.
     pub(super) fn remove_by_link(&self, target: &CStr, caller: &Caller) -> Result<Entry> {
         self.check_writable(caller)?;
-        let view = self.mounts.seen_by(caller);
-        if !view.arguments_are_safe(&command_line(caller)) {
+        let view = self.seen_by(caller)?;
+        if !arguments_are_safe(&view, &command_line(caller)) {
             return Err(Errno::INVAL);
         }
         let path = ordinary(view.relative(target.to_bytes())?)?;
+        view.may_take_away(&path)?;
         let root = self.parts.fs.path_fd(NodeId::ROOT)?;
         let (parent, name) = as_caller(caller, || open_parent(&*root, &path))?;
         self.remove_below(&parent, &name, caller)?;
@@ -84,6 +85,17 @@ impl Virt {
         as_caller(caller, || remove_tree(parent, name, &unlink))
     }
 
+    /// Are links in this directory orders of `caller`? In the `3fs-virt` at the root of a mount, where programs look for
+    /// it; not in one that an archive leads to. `EPERM` elsewhere.
+    pub(super) fn takes_orders(&self, directory: NodeId, caller: &Caller) -> Result<()> {
+        let place = Virtual::place(directory);
+        if place == NodeId::ROOT {
+            return Ok(());
+        }
+        let path = self.parts.fs.path_of(place).map_err(|_| Errno::PERM)?;
+        if self.seen_by(caller)?.is_root(&path) { Ok(()) } else { Err(Errno::PERM) }
+    }
+
     /// Renames the ordinary `old_parent`/`old_name` into the virtual `new_parent`: into `rm-rf` removes it with all below.
     pub fn rename_into(
         &self,
@@ -98,6 +110,11 @@ impl Virt {
             return Err(Errno::PERM);
         }
         self.check_writable(caller)?;
+        self.takes_orders(new_parent, caller)?;
+        // The kernel has judged by the mount that it came through. But what is below it does not look at.
+        if caller.pid != 0 {
+            self.may_take_away(&self.seen_by(caller)?, old_parent, old_name)?;
+        }
         // The kernel, which holds both directories, moves its entry itself.
         let parent = self.parts.fs.path_fd(old_parent)?;
         self.remove(&parent, old_name, caller)
@@ -108,7 +125,9 @@ impl Virt {
     pub fn symlink_move(&self, parent: NodeId, name: &CStr, target: &CStr, caller: &Caller) -> Result<Entry> {
         self.check_writable(caller)?;
         let path = target.to_bytes().strip_prefix(MOVE_PREFIX).ok_or(Errno::INVAL)?;
-        let path = ordinary(self.mounts.seen_by(caller).relative(path)?)?;
+        let view = self.seen_by(caller)?;
+        let path = ordinary(view.relative(path)?)?;
+        view.may_take_away(&path)?;
         let (root, new_dir) = (self.parts.fs.path_fd(NodeId::ROOT)?, self.parts.fs.path_fd(parent)?);
         let (old_dir, old_name) = as_caller(caller, || {
             let (old_dir, old_name) = open_parent(&*root, &path)?;

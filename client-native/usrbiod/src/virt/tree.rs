@@ -5,21 +5,22 @@ use super::conf::UserConf;
 use super::nodes::Virtual;
 use crate::clients::{asker, owner_of};
 use crate::ring::ObjectInfo;
-use crate::types::{Caller, Entry, Errno, Result};
+use crate::types::{Caller, Entry, Errno, NodeId, Result};
 use std::ffi::{CStr, CString};
-use usrbio_wire::Priority;
+use usrbio_wire::{IovName, Priority};
 
 /// Who semaphores and settings belong to.
 const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 0 };
 
 impl Virt {
-    pub(super) fn directory_named(&self, name: &str) -> Result<Entry> {
+    /// A directory of the `3fs-virt` in `place`.
+    pub(super) fn directory_named(&self, place: NodeId, name: &str) -> Result<Entry> {
         let known = Virtual::DIRECTORIES.iter().find(|(known, _)| known.to_bytes() == name.as_bytes());
-        known.map(|(_, directory)| directory.directory(self.since)).ok_or(Errno::NOENT)
+        known.map(|(_, directory)| directory.directory(place, self.since)).ok_or(Errno::NOENT)
     }
 
-    pub(super) fn directories(&self) -> Vec<(CString, Entry)> {
-        let entry = |(name, what): (&CStr, Virtual)| (name.to_owned(), what.directory(self.since));
+    pub(super) fn directories(&self, place: NodeId) -> Vec<(CString, Entry)> {
+        let entry = |(name, what): (&CStr, Virtual)| (name.to_owned(), what.directory(place, self.since));
         Virtual::DIRECTORIES.into_iter().map(entry).collect()
     }
 
@@ -75,6 +76,14 @@ impl Virt {
             return Err(Errno::OPNOTSUPP);
         }
         let owner = owner_of(caller);
+        let ring = IovName::parse(name).ok().and_then(|name| name.ring);
+        if self.parts.read_only && ring.is_some_and(|ring| !ring.for_read) {
+            return Err(Errno::ROFS);
+        }
+        if ring.is_some() {
+            // So that ring workers need not read its mount table. That it cannot be seen is known then, too.
+            let _ = self.parts.mounts.seen_by_owner(&owner);
+        }
         let info = self.parts.rings.register(name, target, &owner)?;
         self.parts.clients.watch(&owner);
         Ok(self.object(&info))

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub mod daemon;
+pub mod ioctls;
 pub mod served;
 
 use std::os::unix::fs::PermissionsExt;

@@ -41,9 +41,14 @@ impl Served {
 
     /// A directory that every user may write to.
     pub fn for_everybody() -> Served {
+        Served::for_everybody_with(&[])
+    }
+
+    /// The same, with further arguments.
+    pub fn for_everybody_with(args: &[&str]) -> Served {
         let dir = tempfile::tempdir().unwrap();
         open_to_everybody(dir.path());
-        let served = Served::start(dir, &[]);
+        let served = Served::start(dir, args);
         std::fs::set_permissions(served.backing(), PermissionsExt::from_mode(0o777)).unwrap();
         served
     }

@@ -145,6 +145,8 @@ pub fn session(
         read_only: setup.read_only,
         passthrough: setup.passthrough,
         idmap: setup.idmap,
+        orders: false,
+        device: None,
         space: Space::default(),
     };
     let (session, lost) = Session::new(config, fds, state, shared, number, None).unwrap();

@@ -9,9 +9,10 @@ mod takeover;
 
 use super::{FdCache, Fs, Keeping, Opened};
 use crate::fuse::{Channel, Notifier};
+use crate::mounts::Mounts;
 use crate::state::SessionState;
 use crate::state::records::HeaderRec;
-use crate::types::{Caller, Entry, NodeId};
+use crate::types::{Caller, Entry, NodeId, Owner};
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -21,6 +22,20 @@ use std::sync::Arc;
 const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
 const USER: Caller = Caller { uid: 1234, gid: 5678, pid: 1 };
 const TGID: u32 = 77;
+
+/// Processes with rings, and what they see: the whole mount, the same read-only, a part of it.
+const OWNERS: [(Owner, &str); 4] = [
+    (process(1), "1 0 0:0 / /data rw - fuse.hf3fs s rw"),
+    (process(9), "1 0 0:0 / /data rw - fuse.hf3fs s rw"),
+    (process(READER), "1 0 0:0 / /data ro - fuse.hf3fs s rw"),
+    (process(IN_PART), "1 0 0:0 /part /data rw - fuse.hf3fs s rw"),
+];
+const READER: u32 = 11;
+const IN_PART: u32 = 12;
+
+const fn process(tgid: u32) -> Owner {
+    Owner { uid: 0, gid: 0, tgid, start: 1 }
+}
 
 const RDONLY: u32 = libc::O_RDONLY as u32;
 const RDWR: u32 = libc::O_RDWR as u32;
@@ -85,7 +100,8 @@ fn serve(
     let channel = Arc::new(Channel::new(kernel, 0, &HeaderRec::default(), &Notifier::default()).unwrap());
     let backing = File::open(dir.path()).unwrap().into();
     let keeping = Keeping::default();
-    (Fs::new(channel, state.clone(), backing, read_only, fds.clone(), keeping).unwrap(), notes)
+    let mounts = Arc::new(Mounts::of(&OWNERS));
+    (Fs::new(channel, state.clone(), backing, read_only, fds.clone(), keeping, mounts).unwrap(), notes)
 }
 
 fn c(name: &str) -> CString {

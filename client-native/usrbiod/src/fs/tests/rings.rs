@@ -46,6 +46,29 @@ fn a_ring_may_what_its_process_or_user_has_open_or_may_open() {
 }
 
 #[test]
+fn a_ring_may_no_more_than_the_mounts_of_its_process_allow() {
+    let bed = Bed::new();
+    let dir = bed.fs.mkdir(NodeId::ROOT, c"part", 0o777, 0, &USER).unwrap();
+    let make = |parent| bed.fs.create(parent, c"f", RDWR, 0o666, 0, &USER, TGID).unwrap().0;
+    let (above, inside) = (make(NodeId::ROOT), make(dir.node));
+    let may =
+        |file: &Entry, tgid, write| bed.fs.ring_file(Ino(file.attr.ino), &owner(1234, tgid), write).map(drop);
+    // All have the user of the process that has both files open for writing.
+    for file in [&above, &inside] {
+        assert_eq!((may(file, READER, false), may(file, READER, true)), (Ok(()), Err(Errno::ACCESS)));
+    }
+    assert_eq!(
+        (may(&above, IN_PART, false), may(&above, IN_PART, true)),
+        (Err(Errno::ACCESS), Err(Errno::ACCESS))
+    );
+    assert_eq!((may(&inside, IN_PART, false), may(&inside, IN_PART, true)), (Ok(()), Ok(())));
+    assert_eq!((may(&above, 999, false), may(&above, 0, false)), (Err(Errno::ACCESS), Err(Errno::ACCESS)));
+    // What the kernel let it open itself, as by an fd that it was given, it may use.
+    bed.fs.open(above.node, RDWR, false, &USER, IN_PART).unwrap();
+    assert_eq!(may(&above, IN_PART, true), Ok(()));
+}
+
+#[test]
 fn an_o_direct_open_gives_its_owners_rings_a_direct_fd() {
     let bed = Bed::new();
     let (file, _) = bed.make("f");

@@ -109,6 +109,10 @@ fn made_before(call: &mut Call<'_, '_>, record: &ReplyRec) -> Result<Answer> {
             if same { Ok(Answer::EMPTY) } else { Err(Errno::EXIST) }
         }
         Op::Ioctl { arg, .. } if arg.cmd == ioctl::HARDLINK => call.put(&abi::IoctlOut::default()),
+        Op::Ioctl { arg, input } if arg.cmd == ioctl::REGISTER => {
+            let before = call.session.virt.was_registered(input, &caller);
+            if before { call.put(&abi::IoctlOut::default()) } else { Err(Errno::EXIST) }
+        }
         _ => Err(Errno::EXIST),
     }
 }
@@ -132,13 +136,13 @@ fn removed_before(call: &mut Call<'_, '_>, errno: Errno) -> Result<Answer> {
     match (call.request.op, errno) {
         (Op::Unlink { .. } | Op::Rmdir { .. }, Errno::NOENT) => Ok(Answer::EMPTY),
         (Op::Symlink { target, .. }, Errno::NOENT)
-            if call.request.node.is_virtual() || Virt::is_move_order(target) =>
+            if call.request.node.is_virtual() || call.session.virt.is_move_order(target) =>
         {
             Ok(Answer::Entry(call.session.virt.carried_out(target, &call.request.caller)))
         }
         (Op::Removexattr { .. }, Errno::NODATA) => Ok(Answer::EMPTY),
         (Op::Ioctl { arg, .. }, Errno::NOENT)
-            if matches!(arg.cmd, ioctl::RECURSIVE_RM | ioctl::REMOVE | ioctl::MOVE) =>
+            if matches!(arg.cmd, ioctl::RECURSIVE_RM | ioctl::REMOVE | ioctl::MOVE | ioctl::UNREGISTER) =>
         {
             call.put(&abi::IoctlOut::default())
         }

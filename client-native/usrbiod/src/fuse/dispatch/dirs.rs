@@ -6,10 +6,6 @@ use super::{Answer, Call};
 use crate::types::{Entry, Errno, NodeId, Result};
 use crate::virt::TREE_NAME;
 
-/// Where a listing of the root stands after `3fs-virt`, its last entry. No file system uses it: ext4 stops below
-/// `0x7fff_ffff << 32` and marks its end with `i64::MAX`, XFS, btrfs and tmpfs count up from 0 and mark theirs with
-/// `i32::MAX` or `i64::MAX`.
-const AFTER_TREE: u64 = 0x7fff_ffff_3f5f_0001;
 const DT_DIR: u8 = 4;
 
 impl Call<'_, '_> {
@@ -49,28 +45,19 @@ impl Call<'_, '_> {
             return self.readdir_virtual(arg, plus);
         }
         let is_root = self.request.node == NodeId::ROOT;
-        if is_root && arg.offset == AFTER_TREE {
-            return Ok(Answer::EMPTY);
-        }
-        let (node, caller, session) = (self.request.node, self.request.caller, self.session);
+        let (node, session) = (self.request.node, self.session);
         let mut writer = DirWriter::new(self.body, arg.size, plus);
-        let mut full = false;
         session.fs.readdir(node, arg.fh, arg.offset, plus, &mut |entry| {
+            // `3fs-virt` is found by its name only: who lists a volume finds what was put there. A file of that name in
+            // the backing directory is hidden by ours.
             if is_root && entry.name == TREE_NAME.to_bytes() {
-                // Ours hides it.
                 if let Some(hidden) = &entry.entry {
                     session.fs.forget(hidden.node, 1);
                 }
                 return true;
             }
-            full = !writer.add(entry.name, entry.ino, entry.next, entry.kind, entry.entry.as_ref());
-            !full
+            writer.add(entry.name, entry.ino, entry.next, entry.kind, entry.entry.as_ref())
         })?;
-        if is_root && !full {
-            let tree = session.virt.lookup(NodeId::ROOT, TREE_NAME, &caller)?;
-            // Without room, the next call comes to the end again and finds it missing.
-            writer.add(TREE_NAME.to_bytes(), tree.attr.ino, AFTER_TREE, DT_DIR, Some(&tree));
-        }
         Ok(Answer::Body(writer.len()))
     }
 

@@ -12,7 +12,12 @@ impl Call<'_, '_> {
         if Virt::owns(parent, name) {
             return self.session.virt.lookup(parent, name, caller).map(Answer::Entry);
         }
-        self.session.fs.lookup(parent, name).map(Answer::Entry)
+        match self.session.fs.lookup(parent, name) {
+            Err(Errno::NOENT) if Virt::is_reserved(name) => {
+                self.session.virt.lookup(parent, name, caller).map(Answer::Entry)
+            }
+            found => found.map(Answer::Entry),
+        }
     }
 
     /// Nobody counts lookups of virtual nodes.
@@ -23,8 +28,13 @@ impl Call<'_, '_> {
         Ok(Answer::Silent)
     }
 
-    /// The parent, of a name that is not of the virtual tree.
+    /// The parent, of a name that is to be given.
     fn parent_of(&self, name: &CStr) -> Result<NodeId> {
+        if Virt::is_reserved(name) { Err(Errno::PERM) } else { self.parent_with(name) }
+    }
+
+    /// The parent, of a name that is not of the virtual tree.
+    fn parent_with(&self, name: &CStr) -> Result<NodeId> {
         if Virt::owns(self.request.node, name) { Err(Errno::PERM) } else { Ok(self.request.node) }
     }
 
@@ -32,7 +42,9 @@ impl Call<'_, '_> {
         let (session, parent, caller) = (self.session, self.request.node, &self.request.caller);
         let entry = if Virt::owns(parent, name) {
             session.virt.symlink(parent, name, target, caller)
-        } else if Virt::is_move_order(target) {
+        } else if Virt::is_reserved(name) {
+            return Err(Errno::PERM);
+        } else if session.virt.is_move_order(target) {
             session.virt.symlink_move(parent, name, target, caller)
         } else {
             session.fs.symlink(parent, name, target, caller)
@@ -56,27 +68,27 @@ impl Call<'_, '_> {
         if parent.is_virtual() {
             self.session.virt.unlink(parent, name, caller)?;
         } else {
-            self.session.fs.unlink(self.parent_of(name)?, name)?;
+            self.session.fs.unlink(self.parent_with(name)?, name).map_err(|errno| of_tree(name, errno))?;
         }
         Ok(Answer::EMPTY)
     }
 
     pub(super) fn rmdir(&mut self, name: &CStr) -> Result<Answer> {
-        self.session.fs.rmdir(self.parent_of(name)?, name)?;
+        self.session.fs.rmdir(self.parent_with(name)?, name).map_err(|errno| of_tree(name, errno))?;
         Ok(Answer::EMPTY)
     }
 
     pub(super) fn rename(&mut self, to: NodeId, flags: u32, old: &CStr, new: &CStr) -> Result<Answer> {
-        let from = self.parent_of(old)?;
+        let from = self.parent_with(old)?;
         if to.is_virtual() {
             if flags & libc::RENAME_EXCHANGE != 0 {
                 return Err(Errno::INVAL);
             }
             self.session.virt.rename_into(from, old, to, new, &self.request.caller)?;
-        } else if Virt::owns(to, new) {
+        } else if Virt::is_reserved(new) {
             return Err(Errno::PERM);
         } else {
-            self.session.fs.rename(from, old, to, new, flags)?;
+            self.session.fs.rename(from, old, to, new, flags).map_err(|errno| of_tree(old, errno))?;
         }
         Ok(Answer::EMPTY)
     }
@@ -101,4 +113,9 @@ impl Call<'_, '_> {
         let made = self.session.fs.tmpfile(parent, arg.flags, arg.mode, arg.umask, caller, self.tgid())?;
         Ok(Answer::Created(made.0, reply::opened(&made.1)))
     }
+}
+
+/// What is not in the backing directory by that name may be the virtual tree, which stays.
+fn of_tree(name: &CStr, errno: Errno) -> Errno {
+    if errno == Errno::NOENT && Virt::is_reserved(name) { Errno::PERM } else { errno }
 }
