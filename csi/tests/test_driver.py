@@ -17,7 +17,7 @@ from csikit.waiting import eventually
 
 from kube3fs_crds import LEASE_SECONDS, lease_name
 from kube3fs_csi.api import csi_pb2, csi_pb2_grpc
-from kube3fs_csi.names import PARAMETER_CLUSTER, TOPOLOGY_KEY
+from kube3fs_csi.names import PARAMETER_CLUSTER, PARAMETER_ORDERS, TOPOLOGY_KEY
 
 MIB = 1 << 20
 CAPABILITY = csi_pb2.VolumeCapability(
@@ -215,6 +215,17 @@ async def test_what_does_not_fit_is_taken_back(driver: Driver, calls: Calls) -> 
     with refusal("RESOURCE_EXHAUSTED", "ask for less"):
         await calls.create(size=1 << 60)
     assert driver.api.get("storagevolumes", "pvc-1") is None
+
+
+async def test_a_storage_class_may_turn_orders_on(calls: Calls) -> None:
+    """Its volumes carry the attribute to the node; those of others do not."""
+    parameters = {PARAMETER_CLUSTER: CLUSTER, PARAMETER_ORDERS: "true"}
+    request = csi_pb2.CreateVolumeRequest(
+        name="pvc-orders", volume_capabilities=[CAPABILITY], parameters=parameters
+    )
+    made = (await calls.controller.CreateVolume(request, timeout=20)).volume
+    assert dict(made.volume_context) == parameters
+    assert PARAMETER_ORDERS not in (await calls.create("pvc-plain")).volume_context
 
 
 async def test_a_cluster_must_be_there_and_ready(driver: Driver, calls: Calls) -> None:

@@ -1,5 +1,6 @@
 """The mount table as the kernel writes it, and mounts that come and go."""
 
+import os
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,22 @@ def test_mounts_are_found_by_their_path(tmp_path: Path) -> None:
     assert mounts.mount_of(target).fstype == "tmpfs"
     mounts.unmount(target)
     assert mounts.mounts_at(target) == []
+
+
+def test_the_device_of_a_mount_is_found_for_kernels_that_do_not_tell_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon finds its mount in the tables of clients by it."""
+    fuse = mounts.mount_fuse(tmp_path)
+    try:
+        monkeypatch.setattr(mounts, "_KERNEL_TELLS_DEVICE", False)
+        assert f"0:{mounts.device_of(tmp_path)}" == mounts.mounts_at(tmp_path)[-1].device
+        assert mounts.device_of(tmp_path.parent) is None
+        monkeypatch.setattr(mounts, "_KERNEL_TELLS_DEVICE", True)
+        assert mounts.device_of(tmp_path) is None
+    finally:
+        mounts.unmount(tmp_path)
+        os.close(fuse)
 
 
 @pytest.mark.parametrize("name", ["folder", "file", "missing", "missing/below", "file/below"])

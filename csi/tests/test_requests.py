@@ -63,6 +63,14 @@ def test_passthrough_can_be_switched_off() -> None:
     assert publish_request.parse(publish(volume_context=SCRATCH), LIMITS).passthrough
 
 
+def test_links_are_orders_only_where_the_storage_class_says_so() -> None:
+    """A volume takes orders to rename only with the attribute, which CreateVolume passes on."""
+    asked = publish(volume_context={**PERSISTENT, "csi.kube3fs.io/orders": "true"})
+    assert publish_request.parse(asked, LIMITS).orders
+    for context in (PERSISTENT, SCRATCH, {**PERSISTENT, "csi.kube3fs.io/orders": "false"}):
+        assert not publish_request.parse(publish(volume_context=context), LIMITS).orders
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -124,6 +132,11 @@ def test_passthrough_can_be_switched_off() -> None:
             id="odd passthrough",
         ),
         pytest.param(
+            {"volume_context": {**PERSISTENT, "csi.kube3fs.io/orders": "1"}},
+            '"true" or "false"',
+            id="odd orders",
+        ),
+        pytest.param(
             {"volume_context": {**SHM, "csi.storage.k8s.io/pod.uid": "../x"}}, "no uid", id="uid that climbs"
         ),
     ],
@@ -175,6 +188,12 @@ def size(required: int, limit: int = 0) -> csi_pb2.CapacityRange:
             "INVALID_ARGUMENT",
             "unknown parameter",
             id="parameter",
+        ),
+        pytest.param(
+            {"parameters": {**PERSISTENT, "csi.kube3fs.io/orders": "yes"}},
+            "INVALID_ARGUMENT",
+            '"true" or "false"',
+            id="odd orders",
         ),
         pytest.param(
             {"mutable_parameters": {"a": "b"}}, "INVALID_ARGUMENT", "remove the Volume", id="mutable"

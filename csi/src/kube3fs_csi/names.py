@@ -11,6 +11,8 @@ DRIVER = "csi.kube3fs.io"
 TOPOLOGY_KEY = "csi.kube3fs.io/node"
 PARAMETER_CLUSTER = "csi.kube3fs.io/cluster"
 """StorageClass parameter and volume attribute: the StorageCluster, as NAMESPACE/NAME."""
+PARAMETER_ORDERS = "csi.kube3fs.io/orders"
+"""StorageClass parameter and volume attribute: "true", links to mv: rename, wherever they are made."""
 ATTRIBUTE_KIND = "csi.kube3fs.io/kind"
 ATTRIBUTE_SIZE = "csi.kube3fs.io/size"
 ATTRIBUTE_HUGE = "csi.kube3fs.io/huge"
@@ -69,6 +71,13 @@ def parse_cluster(value: str) -> tuple[str, str]:
             "set it to NAMESPACE/NAME of a StorageCluster, such as storage/fast"
         )
     return namespace, name
+
+
+def is_switched(value: str, what: str) -> bool:
+    """The value of a switch of a user."""
+    if value not in ("true", "false"):
+        raise InvalidArgument(f'{what} is {value[:100]!r}; set it to "true" or "false", or leave it out')
+    return value == "true"
 
 
 def checked_path(path: str, below: Path, field: str) -> Path:

@@ -6,7 +6,15 @@ from typing import NamedTuple
 from kube3fs_crds import ClusterRef, VolumeSource
 from kube3fs_csi import capabilities
 from kube3fs_csi.api import csi_pb2
-from kube3fs_csi.names import PARAMETER_CLUSTER, TOPOLOGY_KEY, checked_id, object_name, parse_cluster
+from kube3fs_csi.names import (
+    PARAMETER_CLUSTER,
+    PARAMETER_ORDERS,
+    TOPOLOGY_KEY,
+    checked_id,
+    is_switched,
+    object_name,
+    parse_cluster,
+)
 from kube3fs_csi.serving.errors import InvalidArgument, OutOfRange
 
 DEFAULT_BYTES = 1 << 30
@@ -14,6 +22,7 @@ MAX_BYTES = 1 << 62
 """The most that a StorageVolume can say."""
 _FROM_PROVISIONER = "csi.storage.k8s.io/"
 """Parameters of the sidecars themselves, such as the names of claim and namespace."""
+_PARAMETERS = (PARAMETER_CLUSTER, PARAMETER_ORDERS)
 
 
 class Wanted(NamedTuple):
@@ -52,12 +61,14 @@ def wanted_volume(request: csi_pb2.CreateVolumeRequest) -> Wanted:
 def cluster_of(parameters: dict[str, str]) -> ClusterRef:
     """The StorageCluster that a StorageClass's parameters name."""
     unknown = sorted(
-        key for key in parameters if key != PARAMETER_CLUSTER and not key.startswith(_FROM_PROVISIONER)
+        key for key in parameters if key not in _PARAMETERS and not key.startswith(_FROM_PROVISIONER)
     )
     if unknown:
+        known = " and ".join(_PARAMETERS)
         raise InvalidArgument(
-            f"unknown parameter {unknown[0][:100]!r}; StorageClasses have only {PARAMETER_CLUSTER} here"
+            f"unknown parameter {unknown[0][:100]!r}; StorageClasses have only {known} here"
         )
+    takes_orders(parameters)
     namespace, name = parse_cluster(parameters.get(PARAMETER_CLUSTER, ""))
     return ClusterRef(namespace=namespace, name=name)
 
@@ -71,6 +82,11 @@ def claim_of(parameters: Mapping[str, str]) -> str:
 def content_of(parameters: Mapping[str, str]) -> str:
     """The VolumeSnapshotContent, as external-snapshotter's --extra-create-metadata tells it."""
     return parameters.get(f"{_FROM_PROVISIONER}volumesnapshotcontent/name", "")
+
+
+def takes_orders(parameters: Mapping[str, str]) -> bool:
+    """Whether links to mv: are orders in the volumes of a StorageClass."""
+    return is_switched(parameters.get(PARAMETER_ORDERS, "false"), PARAMETER_ORDERS)
 
 
 def check_snapshot_parameters(parameters: dict[str, str]) -> None:

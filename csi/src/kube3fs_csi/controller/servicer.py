@@ -12,7 +12,7 @@ from kube3fs_csi.api import csi_pb2, csi_pb2_grpc
 from kube3fs_csi.controller import requests
 from kube3fs_csi.controller.pages import page
 from kube3fs_csi.controller.service import VolumeService
-from kube3fs_csi.names import PARAMETER_CLUSTER, TOPOLOGY_KEY, checked_id, object_name
+from kube3fs_csi.names import PARAMETER_CLUSTER, PARAMETER_ORDERS, TOPOLOGY_KEY, checked_id, object_name
 from kube3fs_csi.serving.deadline import seconds_left
 from kube3fs_csi.serving.errors import InvalidArgument
 from kube3fs_csi.serving.locks import KeyLocks
@@ -58,7 +58,10 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         wanted = requests.wanted_volume(request)
         with self._locks.hold(f"volume {wanted.name}"):
             made = await self._service.create_volume(wanted, seconds_left(context))
-        return csi_pb2.CreateVolumeResponse(volume=volume_message(made))
+        message = volume_message(made)
+        if requests.takes_orders(request.parameters):
+            message.volume_context[PARAMETER_ORDERS] = "true"
+        return csi_pb2.CreateVolumeResponse(volume=message)
 
     async def DeleteVolume(
         self, request: csi_pb2.DeleteVolumeRequest, context: Context

@@ -33,6 +33,11 @@ ALLOWED_OPTIONS = {
 }
 """mountOptions that a StorageClass or PersistentVolume may ask for."""
 
+_KERNEL_TELLS_DEVICE = any(
+    (int(major), int(minor)) >= (6, 18) for major, minor in re.findall(r"^(\d+)\.(\d+)", os.uname().release)
+)
+"""Since Linux 6.18 (the first on which it was seen) the fdinfo of an open /dev/fuse has `fuse_connection`."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
@@ -111,6 +116,14 @@ def mount_fuse(target: Path, flags: int = 0) -> int:
         os.close(fuse)
         raise
     return fuse
+
+
+def device_of(target: Path) -> int | None:
+    """Minor number of the FUSE mount at `target`, where usrbiod cannot learn it from the kernel."""
+    if _KERNEL_TELLS_DEVICE:
+        return None
+    found = [mount for mount in mounts_at(target) if mount.fstype == FUSE_TYPE]
+    return int(found[-1].device.partition(":")[2]) if found else None
 
 
 def mount_tmpfs(target: Path, options: str) -> None:

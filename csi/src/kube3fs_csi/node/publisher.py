@@ -254,7 +254,12 @@ class Publisher:
 
     def _config(self, record: Published) -> Json:
         space = self._space(record)
-        return config(record) | ({"space": space} if space else {})
+        device = mounts.device_of(record.target)
+        return (
+            config(record)
+            | ({"space": space} if space else {})
+            | ({"device": device} if device is not None else {})
+        )
 
     def _space(self, record: Published) -> Json | None:
         """Size and use of a volume, as far as they are known without asking."""
@@ -362,7 +367,7 @@ def config(record: Published) -> Json:
         "read_only": record.read_only,
         "idmap": record.user_namespace,
         "passthrough": record.passthrough,
-    }
+    } | ({"orders": True} if record.orders else {})
 
 
 def make_target(target: Path) -> None:

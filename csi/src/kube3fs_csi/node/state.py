@@ -57,6 +57,8 @@ class Published(BaseModel):
     """tmpfs option huge=, see tmpfs(5)."""
     passthrough: bool = True
     """Reads and writes go straight to the file below, where the kernel can."""
+    orders: bool = False
+    """Links to mv: are orders to rename, wherever they are made."""
     source: Path | None = None
     """What is shown at the target: a directory of the data root, or of the client library."""
 

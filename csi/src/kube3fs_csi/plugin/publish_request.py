@@ -15,9 +15,11 @@ from kube3fs_csi.names import (
     ATTRIBUTE_PASSTHROUGH,
     ATTRIBUTE_SIZE,
     PARAMETER_CLUSTER,
+    PARAMETER_ORDERS,
     checked_id,
     checked_path,
     is_object_name,
+    is_switched,
     parse_cluster,
 )
 from kube3fs_csi.node.mounts import MS_RDONLY
@@ -37,10 +39,10 @@ _GID = re.compile(r"[0-9]{1,10}")
 _MAX_GID = 2**32 - 2  # the last one is chown(2)'s "leave it"
 _MAX_NAME = 253
 _ALLOWED = {
-    "filesystem": {PARAMETER_CLUSTER},
+    "filesystem": {PARAMETER_CLUSTER, PARAMETER_ORDERS},
     "shm": {ATTRIBUTE_KIND, ATTRIBUTE_SIZE, ATTRIBUTE_HUGE},
     "client": {ATTRIBUTE_KIND},
-    "scratch": {ATTRIBUTE_KIND, ATTRIBUTE_SIZE, ATTRIBUTE_PASSTHROUGH, PARAMETER_CLUSTER},
+    "scratch": {ATTRIBUTE_KIND, ATTRIBUTE_SIZE, ATTRIBUTE_PASSTHROUGH, PARAMETER_CLUSTER, PARAMETER_ORDERS},
 }
 
 
@@ -85,6 +87,7 @@ def parse(request: csi_pb2.NodePublishVolumeRequest, limits: Limits) -> Publishe
         size=_size(kind, context, limits),
         huge=_huge(context),
         passthrough=_passthrough(context),
+        orders=is_switched(context.get(PARAMETER_ORDERS, "false"), PARAMETER_ORDERS),
         source=_client(limits) if kind == "client" else None,
     )
 
