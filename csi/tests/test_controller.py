@@ -11,8 +11,10 @@ from csikit.driver import CLUSTER, NODE, cluster
 from csikit.waiting import eventually
 
 from kube3fs_crds import ClusterRef, StorageCluster, StorageNode, StorageSnapshot, StorageVolume, VolumeSource
+from kube3fs_csi.api import csi_pb2
 from kube3fs_csi.controller.requests import Wanted
 from kube3fs_csi.controller.service import VolumeService
+from kube3fs_csi.controller.servicer import CAPABILITIES, Controller
 from kube3fs_csi.controller.wanted import Sweeper
 from kube3fs_csi.kube.api import connected
 from kube3fs_csi.kube.informer import Informer
@@ -22,6 +24,7 @@ from kube3fs_csi.serving.errors import (
     CsiError,
     DeadlineNear,
     Exhausted,
+    InvalidArgument,
     NotFound,
     OutOfRange,
     Precondition,
@@ -328,3 +331,18 @@ async def test_many_deletions_at_once_list_persistent_volumes_a_few_times(world:
     """Each sees a listing that began after it asked."""
     await asyncio.gather(*(world.service._persistent_volumes.of(f"pvc-{number}") for number in range(100)))
     assert 1 <= world.server.listed.count("persistentvolumes") <= 3
+
+
+async def test_a_volume_attributes_class_is_refused_in_words(world: World) -> None:
+    """On a bound claim as on a new one; one without parameters asks for nothing."""
+    controller: Any = Controller(world.service)
+    assert csi_pb2.ControllerServiceCapability.RPC.MODIFY_VOLUME in CAPABILITIES
+    asked = csi_pb2.ControllerModifyVolumeRequest(volume_id="pvc-1", mutable_parameters={"iops": "9000"})
+    with pytest.raises(NotFound, match="no volume pvc-1"):
+        await controller.ControllerModifyVolume(asked, None)
+    call = asyncio.create_task(world.create())
+    await world.node_makes()
+    await call
+    with pytest.raises(InvalidArgument, match="remove the VolumeAttributesClass"):
+        await controller.ControllerModifyVolume(asked, None)
+    await controller.ControllerModifyVolume(csi_pb2.ControllerModifyVolumeRequest(volume_id="pvc-1"), None)

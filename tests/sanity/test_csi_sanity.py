@@ -16,9 +16,6 @@ MIB = 1 << 20
 
 SKIPS = {
     "GroupControllerService not supported": "several volumes at one moment: no back end can",
-    "Modify volume not supported": "volumes have no mutable parameters",
-    "Modify Volume not supported": "volumes have no mutable parameters",
-    "ControllerModifyVolume not supported": "volumes have no mutable parameters",
     "ControllerPublishVolume not supported": "nothing is attached: a volume lies on its node",
     "Controller Publish, UnpublishVolume not supported": "nothing is attached",
     "ControllerUnpublishVolume not supported": "nothing is attached",

@@ -23,6 +23,7 @@ Key = tuple[str, str, str]  # plural, namespace, name
 
 _KINDS = {kind.names.plural: kind.__name__ for kind in KINDS} | {
     "pods": "Pod",
+    "events": "Event",
     "leases": "Lease",
     "nodes": "Node",
     "persistentvolumes": "PersistentVolume",
@@ -60,6 +61,7 @@ class ApiServer:
         app.router.add_get("/api/v1/namespaces/{namespace}/{plural}/{name}", self._get)
         app.router.add_get("/api/v1/{plural}/{name}", self._get)
         app.router.add_get("/api/v1/{plural}", self._list)
+        app.router.add_post("/api/v1/namespaces/{namespace}/{plural:events}", self._create)
         app.router.add_get("/apis/snapshot.storage.k8s.io/v1/{plural}/{name}", self._get)
         app.router.add_patch(
             "/apis/coordination.k8s.io/v1/namespaces/{namespace}/{plural:leases}/{name}", self._apply

@@ -4,6 +4,7 @@ import asyncio
 
 from kube3fs_crds import StorageCluster, StorageNode, StorageSnapshot, StorageVolume
 from kube3fs_csi.api import csi_pb2_grpc
+from kube3fs_csi.controller.injection import InjectionEvents
 from kube3fs_csi.controller.service import VolumeService
 from kube3fs_csi.controller.servicer import Controller
 from kube3fs_csi.controller.wanted import Sweeper
@@ -34,6 +35,7 @@ async def run(settings: ControllerSettings) -> None:
         group.create_task(health.serve(settings.health_port, ready))
         for cache in caches:
             await cache.synced.wait()
+        group.create_task(InjectionEvents(api).run())
         group.create_task(Sweeper(api, objects, volumes, snapshots).run())
         controller = Controller(VolumeService(api, objects, volumes, snapshots, nodes, clusters))
         async with serving(

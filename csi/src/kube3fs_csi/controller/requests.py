@@ -44,8 +44,7 @@ def wanted_volume(request: csi_pb2.CreateVolumeRequest) -> Wanted:
     """What a CreateVolume request asks for."""
     name = object_name(request.name)
     capabilities.check(request.volume_capabilities)
-    if request.mutable_parameters:
-        raise InvalidArgument("volumes have no mutable parameters; remove the VolumeAttributesClass")
+    check_mutable_parameters(request.mutable_parameters)
     required, limit = capacity(request.capacity_range)
     return Wanted(
         name,
@@ -87,6 +86,12 @@ def content_of(parameters: Mapping[str, str]) -> str:
 def takes_orders(parameters: Mapping[str, str]) -> bool:
     """Whether links to mv: are orders in the volumes of a StorageClass."""
     return is_switched(parameters.get(PARAMETER_ORDERS, "false"), PARAMETER_ORDERS)
+
+
+def check_mutable_parameters(parameters: Mapping[str, str]) -> None:
+    """A VolumeAttributesClass of this driver has no parameters."""
+    if parameters:
+        raise InvalidArgument("volumes have no mutable parameters; remove the VolumeAttributesClass")
 
 
 def check_snapshot_parameters(parameters: dict[str, str]) -> None:

@@ -31,6 +31,8 @@ CAPABILITIES = (
     _Rpc.GET_VOLUME,
     _Rpc.GET_SNAPSHOT,
     _Rpc.SINGLE_NODE_MULTI_WRITER,
+    # There is nothing to modify: but only who offers it can say so to a bound claim.
+    _Rpc.MODIFY_VOLUME,
 )
 
 
@@ -140,6 +142,14 @@ class Controller(csi_pb2_grpc.ControllerServicer):
         with self._locks.hold(f"volume {name}"):
             size = await self._service.expand(name, required, limit, seconds_left(context))
         return csi_pb2.ControllerExpandVolumeResponse(capacity_bytes=size, node_expansion_required=False)
+
+    async def ControllerModifyVolume(
+        self, request: csi_pb2.ControllerModifyVolumeRequest, context: Context
+    ) -> csi_pb2.ControllerModifyVolumeResponse:
+        """Refuses every parameter of a VolumeAttributesClass, in words."""
+        self._service.volume(checked_id(request.volume_id))
+        requests.check_mutable_parameters(request.mutable_parameters)
+        return csi_pb2.ControllerModifyVolumeResponse()
 
     async def CreateSnapshot(
         self, request: csi_pb2.CreateSnapshotRequest, context: Context
