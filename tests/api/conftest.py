@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from .kube import Refused, eventually, get, kubectl
+from .kube import Refused, create, eventually, get, kubectl
 
 ROOT = Path(__file__).parents[2]
+SYSTEM = "kube3fs-system"
 POLICY = "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy"
 
 
@@ -25,20 +26,25 @@ def types() -> None:
     kubectl("wait", "--for=condition=Established", "crd", "-l", "app.kubernetes.io/part-of=kube3fs")
 
 
-@pytest.fixture(scope="session")
-def policies() -> None:
-    """The chart's admission policies, in force."""
-    rendered = subprocess.run(
+def rendered(*templates: str, **values: str) -> str:
+    """Templates of the chart, as release kube3fs in kube3fs-system."""
+    return subprocess.run(
         [
-            *("helm", "template", "kube3fs", str(ROOT / "charts/kube3fs"), "-a", POLICY),
-            *("-s", "templates/admission/inject.yaml", "-s", "templates/admission/validate.yaml"),
+            *("helm", "template", "kube3fs", str(ROOT / "charts/kube3fs"), "-n", SYSTEM, "-a", POLICY),
+            *(argument for name in templates for argument in ("-s", f"templates/{name}.yaml")),
+            *(argument for name, value in values.items() for argument in ("--set", f"{name}={value}")),
         ],
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
     ).stdout
-    kubectl("apply", "-f", "-", stdin=rendered)
+
+
+@pytest.fixture(scope="session")
+def policies() -> None:
+    """The chart's policies of injection, in force."""
+    kubectl("apply", "-f", "-", stdin=rendered("admission/inject", "admission/validate"))
 
     def refused() -> bool:
         try:
@@ -55,6 +61,27 @@ def policies() -> None:
         return False
 
     eventually(refused, bool)
+    eventually(_is_told_of_workloads, bool)
+
+
+def _is_told_of_workloads() -> bool:
+    template = {
+        "metadata": {"labels": {"app": "x", "kube3fs.io/inject": "maybe"}},
+        "spec": {"restartPolicy": "Never", "containers": [{"name": "main", "image": "none"}]},
+    }
+    seen = []
+    for kind, spec in (
+        ("Job", {"template": template}),
+        ("CronJob", {"schedule": "0 0 * * *", "jobTemplate": {"spec": {"template": template}}}),
+    ):
+        body = {
+            "apiVersion": "batch/v1",
+            "kind": kind,
+            "metadata": {"name": "probe", "namespace": "default"},
+            "spec": spec,
+        }
+        seen.append("means nothing" in create(body)[1])
+    return all(seen)
 
 
 @pytest.fixture

@@ -182,10 +182,9 @@ def stripped(made: Body) -> Body:
     return spec
 
 
-def test_injecting_twice_changes_nothing(namespace: str) -> None:
-    """A pod made from the description of an injected one is the same, its size included."""
-    once, _ = create(pod(namespace, kube3fs_shm_size="64Mi"))
-    again = pod(namespace, kube3fs_shm_size="2Gi")
+def copied(once: Body, namespace: str, **more: Any) -> Body:
+    """A pod from the description of one that runs, as `kubectl get -o yaml` gives it."""
+    again = pod(namespace, **more)
     again["spec"] = {
         "containers": [
             {**c, "volumeMounts": [m for m in c["volumeMounts"] if "api-access" not in m["name"]]}
@@ -193,10 +192,148 @@ def test_injecting_twice_changes_nothing(namespace: str) -> None:
         ],
         "volumes": list(volumes(once).values()),
     }
-    twice, warnings = create(again)
-    assert mounts(twice, "main") == INJECTED
-    assert volumes(twice) == volumes(once)
-    assert not warnings
+    return again
+
+
+def test_injecting_twice_changes_nothing(namespace: str) -> None:
+    """A pod made from the description of an injected one is the same."""
+    sizes: list[dict[str, Any]] = [{}, {"kube3fs_shm_size": "64Mi"}]
+    for size in sizes:
+        once, _ = create(pod(namespace, **size))
+        twice, warnings = create(copied(once, namespace, **size))
+        assert mounts(twice, "main") == INJECTED
+        assert volumes(twice) == volumes(once)
+        assert not warnings
+
+
+def test_a_size_in_other_words_is_the_same(namespace: str) -> None:
+    """65536Ki are 64Mi."""
+    once, _ = create(pod(namespace, kube3fs_shm_size="64Mi"))
+    create(copied(once, namespace, kube3fs_shm_size="65536Ki"))
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (
+            {"kube3fs_shm_size": "256Mi"},
+            '"64Mi", and "256Mi" is asked for by the annotation kube3fs.io/shm-size',
+        ),
+        ({}, '"64Mi", and "1Gi" is asked for by default'),
+    ],
+    ids=["annotation", "default"],
+)
+def test_a_copied_volume_of_another_size_is_refused(namespace: str, size: Any, words: str) -> None:
+    """The size that the user wrote is not ignored."""
+    once, _ = create(pod(namespace, kube3fs_shm_size="64Mi"))
+    with pytest.raises(Refused, match=words) as refusal:
+        create(copied(once, namespace, **size))
+    assert "remove the volume with its mounts" in str(refusal.value)
+
+
+OTHER_VOLUMES = {
+    "client-as-shm": ({"name": SHM, "csi": {"volumeAttributes": {"csi.kube3fs.io/kind": "client"}}}, SHM),
+    "scratch-as-shm": ({"name": SHM, "csi": {"volumeAttributes": {"csi.kube3fs.io/kind": "scratch"}}}, SHM),
+    "read-only-shm": (
+        {
+            "name": SHM,
+            "csi": {
+                "readOnly": True,
+                "volumeAttributes": {"csi.kube3fs.io/kind": "shm", "csi.kube3fs.io/size": "1Gi"},
+            },
+        },
+        SHM,
+    ),
+    "shm-without-size": ({"name": SHM, "csi": {"volumeAttributes": {"csi.kube3fs.io/kind": "shm"}}}, SHM),
+    "no-attributes": ({"name": SHM, "csi": {}}, SHM),
+    "shm-as-client": (
+        {
+            "name": CLIENT,
+            "csi": {
+                "readOnly": True,
+                "volumeAttributes": {"csi.kube3fs.io/kind": "shm", "csi.kube3fs.io/size": "1Gi"},
+            },
+        },
+        CLIENT,
+    ),
+    "writable-client": (
+        {"name": CLIENT, "csi": {"volumeAttributes": {"csi.kube3fs.io/kind": "client"}}},
+        CLIENT,
+    ),
+}
+
+
+@pytest.mark.parametrize(("volume", "name"), OTHER_VOLUMES.values(), ids=OTHER_VOLUMES.keys())
+def test_a_volume_of_our_name_must_be_what_would_be_added(namespace: str, volume: Body, name: str) -> None:
+    """Whatever it says instead, the user reads that it is not what he gets."""
+    volume = {**volume, "csi": {"driver": "csi.kube3fs.io", **volume["csi"]}}
+    with pytest.raises(Refused, match=f"the volume {name} "):
+        create(pod(namespace, volumes=[volume]))
+
+
+def test_a_memory_limit_below_the_shared_memory_is_told(namespace: str) -> None:
+    """It counts as the container's memory: filling it is the end of the container."""
+    small = container("main", resources={"limits": {"memory": "512Mi"}})
+    made, warnings = create(pod(namespace, containers=[small]))
+    assert mounts(made, "main") == INJECTED
+    assert "container main has a memory limit below the 1Gi of /dev/shm" in warnings
+    wishes: list[dict[str, Any]] = [{"kube3fs_shm_size": "512Mi"}, {"kube3fs_containers": "other"}]
+    for enough in wishes:
+        containers = [small, container("other")]
+        assert not create(pod(namespace, containers=containers, **enough))[1]
+
+
+def workload(namespace: str, kind: str, template: Body) -> Body:
+    """A workload of that kind which makes such pods."""
+    labels = {**template["metadata"]["labels"], "app": "x"}
+    made = {
+        "metadata": {"labels": labels, "annotations": template["metadata"]["annotations"]},
+        "spec": copy.deepcopy(template["spec"]),
+    }
+    spec: Body = {"template": made}
+    if kind in ("Job", "CronJob"):
+        made["spec"]["restartPolicy"] = "Never"
+    elif kind == "ReplicationController":
+        spec["selector"] = {"app": "x"}
+    else:
+        spec["selector"] = {"matchLabels": {"app": "x"}}
+    if kind == "StatefulSet":
+        spec["serviceName"] = "x"
+    if kind == "CronJob":
+        spec = {"schedule": "0 0 * * *", "jobTemplate": {"spec": spec}}
+    group = {"Job": "batch/v1", "CronJob": "batch/v1", "ReplicationController": "v1"}.get(kind, "apps/v1")
+    return {
+        "apiVersion": group,
+        "kind": kind,
+        "metadata": {"name": "work", "namespace": namespace},
+        "spec": spec,
+    }
+
+
+KINDS = ["Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job", "CronJob"]
+OWN_SHM: dict[str, Any] = {
+    "containers": [container("main", volumeMounts=[{"name": "own", "mountPath": "/dev/shm"}])],
+    "volumes": [{"name": "own", "emptyDir": {"medium": "Memory"}}],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_applies_a_workload_is_told_of_its_pods(namespace: str, kind: str) -> None:
+    """What surprises of its pods, and what will be refused of them; nothing of those that are well."""
+    _, warnings = create(workload(namespace, kind, pod(namespace, **OWN_SHM)))
+    assert "kube3fs.io/inject does nothing here: container main mounts its own /dev/shm" in warnings
+    _, warnings = create(workload(namespace, kind, pod(namespace, kube3fs_shm_size="big")))
+    assert '"big" is not a quantity' in warnings
+    once, _ = create(pod(namespace, kube3fs_shm_size="64Mi"))
+    _, warnings = create(workload(namespace, kind, copied(once, namespace, kube3fs_shm_size="256Mi")))
+    assert '"256Mi" is asked for' in warnings
+    for fine in (
+        pod(namespace),
+        pod(namespace, label=None, **OWN_SHM),
+        pod(namespace, label="false", **OWN_SHM),
+    ):
+        _, warnings = create(workload(namespace, kind, fine))
+        assert "kube3fs" not in warnings
 
 
 @pytest.mark.parametrize("path", ["/dev/shm", "/dev/shm/"], ids=["plain", "trailing-slash"])

@@ -51,7 +51,7 @@ def plugin(cluster: Cluster, system_namespace: Namespace, tmp_path: Path) -> Ite
         strict=True,
     )
     # Restricted pods may use an inline volume of a driver that says so.
-    restricted = {"security.kubernetes.io/csi-ephemeral-volume-profile": "restricted"}
+    restricted = {"security.openshift.io/csi-ephemeral-volume-profile": "restricted"}
     driver: Manifest = {
         "apiVersion": "storage.k8s.io/v1",
         "kind": "CSIDriver",
