@@ -227,8 +227,9 @@ test-fuzz: ## Fuzz every target for FUZZ_SECONDS each
 	    -max_total_time=$(FUZZ_SECONDS) -verbosity=0 corpus/$$t; done
 
 .PHONY: test-hostile
-test-hostile: ## What `make test` tries a few times, many times: a tenant who means harm; about 5 minutes
+test-hostile: venv usrbiod-debug ## What `make test` tries a few times, many times: a tenant who means harm; about 5 minutes
 	cd $(NATIVE) && KUBE3FS_TREE_ROUNDS=400 $(CARGO) test -p kube3fs-tree --test hostile
+	KUBE3FS_TREE_ROUNDS=100 .venv/bin/pytest csi/tests/test_trees.py
 
 $(TOOLS)/venv: $(NATIVE)/build-requirements.txt
 	python3 -m venv $@

@@ -4,6 +4,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import csikit  # noqa: F401 our programs are in the path from here on
 import pytest
 
 MAKE = {

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import signal
+import stat
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,7 +19,7 @@ from csikit.waiting import eventually
 from csikit.writer import Writer
 
 from kube3fs_crds import ScratchPolicy
-from kube3fs_csi.node import client_library, mounts
+from kube3fs_csi.node import client_library, group, mounts, trees
 from kube3fs_csi.node.clusters import Clusters, Wanted
 from kube3fs_csi.node.lanes import Lanes
 from kube3fs_csi.node.publisher import Publisher, open_volume
@@ -29,6 +30,7 @@ from kube3fs_csi.node.state import Pod, Published, Store
 from kube3fs_csi.node.usrbiod import Connection, DaemonError, DaemonGone
 from kube3fs_csi.serving.errors import (
     AlreadyExists,
+    DeadlineNear,
     Exhausted,
     InvalidArgument,
     NotFound,
@@ -252,6 +254,79 @@ async def test_a_group_may_write(node: Node) -> None:
         assert done.stdout == "4242\n"
         assert Path("/etc/passwd").stat().st_gid == 0
         await publisher.unpublish("v1", want.target)
+
+
+async def test_a_group_gets_what_root_left_to_others(node: Node) -> None:
+    """At each start of a pod; what the group's own members keep to themselves stays so, over many files."""
+    async with node.plugin() as publisher:
+        data = node.make_volume(publisher, "v1")
+        first, second = (node.want(f"pod-{name}", "v1", group=4000) for name in ("a", "b"))
+        await publisher.publish(first)
+        (data / "private").mkdir(mode=0o700)
+        (data / "unpacked").mkdir(mode=0o700)
+        (data / "unpacked/file").write_bytes(b"of root")
+        for path in (data / "unpacked", data / "unpacked/file"):
+            os.chown(path, 0, 0)
+            path.chmod(0o700)
+        await publisher.publish(second)
+        assert (data / "unpacked/file").stat().st_gid == 4000
+        assert stat.S_IMODE((data / "unpacked/file").stat().st_mode) == 0o760
+        assert stat.S_IMODE((data / "unpacked").stat().st_mode) == 0o2770
+        assert (data / "private").stat().st_gid == 4000
+        assert stat.S_IMODE((data / "private").stat().st_mode) & 0o777 == 0o700
+        for want in (first, second):
+            await publisher.unpublish("v1", want.target)
+
+
+async def test_a_volume_that_takes_long_to_hand_over_goes_on_between_calls(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pod's event says how far it is, other volumes are mounted meanwhile, and the last call finds it done."""
+    may_end = threading.Event()
+
+    def slow(_path: Path, _group: int, progress: Callable[[int], None]) -> None:
+        progress(1234)
+        assert may_end.wait(20)
+
+    monkeypatch.setattr(trees, "give_to_group", slow)
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        node.make_volume(publisher, "v2")
+        publisher._groups._call_seconds = 0.1
+        want = node.want("pod-a", "v1", group=4000)
+        for _ in range(2):
+            with pytest.raises(DeadlineNear, match="1234 files so far"):
+                await publisher.publish(want)
+        other = node.want("pod-b", "v2")
+        await publisher.publish(other)
+        may_end.set()
+        publisher._groups._call_seconds = 20
+        await publisher.publish(want)
+        for done in (want, other):
+            await publisher.unpublish(done.volume_id, done.target)
+
+
+async def test_what_a_group_had_before_delays_its_pods_little(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pod whose group has the volume starts although looking through all of it takes longer, or fails."""
+    may_end = threading.Event()
+
+    def slow(_path: Path, _group: int, _progress: Callable[[int], None]) -> None:
+        assert may_end.wait(20)
+        raise Precondition("too deep")
+
+    monkeypatch.setattr(group, "AGAIN_SECONDS", 0.1)
+    async with node.plugin() as publisher:
+        node.make_volume(publisher, "v1")
+        first, second, third = (node.want(f"pod-{name}", "v1", group=4000) for name in ("a", "b", "c"))
+        await publisher.publish(first)
+        monkeypatch.setattr(trees, "give_to_group", slow)
+        await publisher.publish(second)
+        may_end.set()
+        await publisher.publish(third)
+        for done in (first, second, third):
+            await publisher.unpublish("v1", done.target)
 
 
 @pytest.mark.parametrize("order", ["shm first", "shm last"])

@@ -21,7 +21,6 @@ import fcntl
 import logging
 import os
 import secrets
-import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from kube3fs_csi.backends.room import file_system
-from kube3fs_csi.node import mounts
+from kube3fs_csi.node import mounts, trees
 from kube3fs_csi.serving.errors import (
     AlreadyExists,
     Busy,
@@ -52,6 +51,10 @@ _USED = "trusted.kube3fs.used"
 """Bytes that are the volume's alone, as they were last measured: so much of its promise is kept."""
 _USED_STEP = 16 << 20
 """A change by less is not worth a write."""
+
+
+_SLICE_SECONDS = 5
+"""How long one deleted volume is worked on before the next has its turn: a huge one holds up no others."""
 
 
 class Source(NamedTuple):
@@ -121,6 +124,8 @@ class Backend(ABC):
         """Volumes may be promised room that others were promised, too."""
         self.file_system = file_system(mounts.mount_of(root).device)
         self.file_system.add(root, self)
+        self._stuck: dict[str, str] = {}
+        """What is in the trash and cannot be removed, and why."""
         self._last_used: dict[str, int] = {}
         self._promising: dict[str, int] = {}
         """Bytes for what is being made or grown now."""
@@ -128,14 +133,13 @@ class Backend(ABC):
         self._to_measure: set[str] = set()
 
     def prepare(self) -> None:
-        """Makes the layout, and throws away what was being made when the last process died."""
+        """Makes the layout, and throws away what was being made when the last process died. Walks no tree."""
         for folder in ("volumes", "snapshots", "work", "trash"):
             path = self.root / folder
             path.mkdir(mode=0o700, exist_ok=True)
         for unfinished in {path.with_suffix("") for path in (self.root / "work").iterdir()}:
             with contextlib.suppress(Busy), _alone(unfinished):
-                if unfinished.exists():
-                    self._discard(unfinished)
+                self._throw_away(unfinished)
 
     def path(self, kind: Kind, name: str) -> Path:
         """Where the volume or snapshot `name` is, if it is."""
@@ -200,18 +204,36 @@ class Backend(ABC):
         if kind == "volume":
             self._last_used.pop(name, None)
             self._owned.pop(name, None)
-        try:
-            self.path(kind, name).rename(self.root / "trash" / f"{name}.{secrets.token_hex(4)}")
-        except FileNotFoundError:
-            return
+        self._throw_away(self.path(kind, name))
 
-    def empty_trash(self) -> None:
-        """Frees what was deleted. What cannot be removed now stays for the next time."""
+    def empty_trash(self) -> bool:
+        """Frees what was deleted, a little of each. True: there is more to do, at once.
+
+        What cannot be removed stays for the next time, and `trouble` says why.
+        """
+        more, stuck = False, {}
         for path in self._trash():
             try:
-                self._discard(path)
+                more |= not self._discard(path)
             except (OSError, CsiError) as error:
                 log.warning("cannot empty %s yet: %s", path, error)
+                stuck[path.name] = str(error)
+        self._stuck = stuck
+        return more
+
+    def trouble(self) -> str:
+        """What an administrator should look at although volumes can be made and used, or ''."""
+        if not self._stuck:
+            return ""
+        name, why = next(iter(self._stuck.items()))
+        return f"{len(self._stuck)} deleted volumes cannot be removed and keep their room: {name}: {why}"
+
+    def _throw_away(self, path: Path) -> Path:
+        """Moves a tree of ours to the trash, if it is there, and says where it is then."""
+        thrown = self.root / "trash" / f"{path.name}.{secrets.token_hex(4)}"
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(thrown)
+        return thrown
 
     def _trash(self) -> list[Path]:
         try:
@@ -299,8 +321,8 @@ class Backend(ABC):
         """Has the file system hold the volume at `path` to `capacity` bytes, where it can."""
 
     @abstractmethod
-    def _discard(self, path: Path) -> None:
-        """Removes a volume, snapshot or what was to become one."""
+    def _discard(self, path: Path) -> bool:
+        """Removes a volume, snapshot or what was to become one. False: it takes longer; call again."""
 
     @abstractmethod
     def _sync(self, path: Path) -> None:
@@ -326,13 +348,16 @@ class Backend(ABC):
         with _alone(work):
             if self.path(kind, name).exists():  # since the caller looked
                 raise Busy(work.name)
+            self._throw_away(work)
             try:
-                if work.exists():
-                    self._discard(work)
                 yield work
             except BaseException:
-                if work.exists():
-                    self._discard(work)
+                thrown = self._throw_away(work)
+                try:
+                    while thrown.exists() and not self._discard(thrown):
+                        log.info("%s is being removed", thrown)
+                except (OSError, CsiError) as error:
+                    log.warning("cannot empty %s yet: %s", thrown, error)
                 raise
 
     def existing(self, kind: Kind, name: str) -> Path:
@@ -417,9 +442,6 @@ def _alone(work: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def remove_tree(path: Path) -> None:
-    """Removes a directory tree without ever following a link out of it."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def remove_tree(path: Path) -> bool:
+    """Removes a tree, or a part of it. False: there is more."""
+    return trees.remove(path, _SLICE_SECONDS)

@@ -28,15 +28,16 @@ class BtrfsBackend(Backend):
         run("btrfs", "quota", "enable", str(self.root))
         super().prepare()
 
-    def empty_trash(self) -> None:
+    def empty_trash(self) -> bool:
         """See Backend. Also drops the qgroups that deleted subvolumes leave behind."""
         full = self._trash()
-        super().empty_trash()
+        more = super().empty_trash()
         if full:
             try:
                 run("btrfs", "qgroup", "clear-stale", str(self.root))
             except CommandFailed as error:  # the kernel still cleans the subvolume up; the next time will do
                 log.debug("%s", error)
+        return more
 
     def _measure(self, name: str) -> Usage:
         """Bytes as the qgroup counts them, at the last commit. Inodes have no limit and are not counted."""
@@ -55,11 +56,11 @@ class BtrfsBackend(Backend):
     def _limit(self, path: Path, capacity: int) -> None:
         run("btrfs", "qgroup", "limit", str(capacity), str(path))
 
-    def _discard(self, path: Path) -> None:
-        if path.is_dir() and path.stat().st_ino == _SUBVOLUME_INODE:
+    def _discard(self, path: Path) -> bool:
+        if path.lstat().st_ino == _SUBVOLUME_INODE:
             run("btrfs", "subvolume", "delete", str(path))
-        else:
-            remove_tree(path)
+            return True
+        return remove_tree(path)
 
     def _sync(self, path: Path) -> None:
         run("btrfs", "filesystem", "sync", str(path))

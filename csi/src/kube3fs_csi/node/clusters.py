@@ -38,7 +38,8 @@ class Wanted:
 class Served:
     """A cluster's data root as it was seen last. `backend` is None while it cannot be used.
 
-    `reason`, in CamelCase, and `message` say why it is not ready; both are empty when it is.
+    `reason`, in CamelCase, and `message` say why it is not ready. When it is, `reason` is empty, and so is
+    `message` unless there is other trouble.
     """
 
     path: Path
@@ -163,7 +164,7 @@ class Clusters:
             return
         if seen.backend is not None:
             seen.backend.thin = wanted.thin
-        if seen.message and (before is None or before.reason != seen.reason):
+        if seen.reason and (before is None or before.reason != seen.reason):
             log.warning("data root %s cannot be used: %s", path, seen.message)
         self._served[name] = seen
 
@@ -185,7 +186,9 @@ def _look_at(path: Path, before: Served | None, known: bool, data_dirs: Sequence
             backend = open_root(path, data_dirs, known)
         else:
             backend = before.backend
-        return Served(path, backend, space=backend.space(), device=path.stat().st_dev)
+        return Served(
+            path, backend, message=backend.trouble(), space=backend.space(), device=path.stat().st_dev
+        )
     except DataMissing as error:
         return Served(path, reason="DataMissing", message=str(error))
     except CsiError as error:

@@ -18,9 +18,10 @@ from kube3fs_csi.serving.errors import Busy, DeadlineNear, Unavailable
 
 T = TypeVar("T")
 
-Purpose = Literal["call", "make", "mount", "unmount", "measure", "copy", "look", "trash"]
+Purpose = Literal["call", "make", "mount", "unmount", "measure", "copy", "look", "trash", "group"]
 _THREADS: dict[Purpose, int] = {
-    "call": 4, "make": 4, "mount": 4, "unmount": 4, "measure": 1, "copy": 2, "look": 2, "trash": 1,
+    "call": 4, "make": 4, "mount": 4, "unmount": 4, "measure": 4, "copy": 2, "look": 2, "trash": 1,
+    "group": 32,
 }  # fmt: skip
 _MOST_WAITING = 256
 CALL_SECONDS = 30.0

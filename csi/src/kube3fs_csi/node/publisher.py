@@ -11,7 +11,7 @@ from typing import NamedTuple
 from kube3fs_csi.backends.base import Backend, Usage
 from kube3fs_csi.node import mounts, scratch
 from kube3fs_csi.node.clusters import Clusters
-from kube3fs_csi.node.group import give_to_group
+from kube3fs_csi.node.group import Groups, give_empty
 from kube3fs_csi.node.lanes import Lanes, Stuck
 from kube3fs_csi.node.sessions import Health, Sessions, close_all
 from kube3fs_csi.node.shm import SharedMemory
@@ -61,6 +61,7 @@ class Publisher:
         self.lanes = lanes
         self.locks = KeyLocks()
         """What calls work on now, see `at`."""
+        self._groups = Groups(lanes)
         self._measuring: dict[str, asyncio.Task[Usage]] = {}
         self._capacities: dict[str, int] = {}
         """Sizes of the volumes that pods have, as read last."""
@@ -219,6 +220,9 @@ class Publisher:
             return
         await self.sessions.wait_up(WAIT_FOR_DAEMON_SECONDS)
         backend = self.clusters.backend(want.cluster)
+        if want.kind == "filesystem" and want.group is not None and not want.read_only:
+            path = backend.path("volume", want.volume_id)
+            await self._groups.give(want.cluster, want.volume_id, path, want.group)
         opened = await self.lanes.of(want.cluster, "call").run(
             at(want), lambda: open_volume(backend, want), discard=lambda late: os.close(late.fd)
         )
@@ -337,10 +341,15 @@ def open_volume(backend: Backend, want: Published) -> Opened:
     if want.kind == "scratch":
         backend.create(want.volume_id, want.size, None, lambda _done, _total: None)
     path = backend.existing("volume", want.volume_id)
-    if want.group is not None and not want.read_only:
-        give_to_group(path, want.group)
     capacity = backend.capacity(want.volume_id)
-    return Opened(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC), capacity)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if want.kind == "scratch" and want.group is not None:
+            give_empty(fd, want.group)
+    except BaseException:
+        os.close(fd)
+        raise
+    return Opened(fd, capacity)
 
 
 def at(record: Published) -> str:

@@ -245,12 +245,15 @@ async def _empty_trash(process: NodeProcess) -> None:
 async def _empty_one(process: NodeProcess, cluster: str, backend: Backend) -> None:
     """The trash of one data root, which takes as long as it takes."""
 
-    def empty() -> None:
-        backend.empty_trash()
+    def empty() -> bool:
+        more = backend.empty_trash()
         backend.measure_some(_MEASURE_SECONDS)
+        return more
 
-    await process.lanes.of(cluster, "trash").run("its trash", empty, seconds=None)
+    more = await process.lanes.of(cluster, "trash").run("its trash", empty, seconds=None)
     process.emptied()
+    if more:
+        process.trash.set()
 
 
 async def _watch_rdma(process: NodeProcess) -> None:
