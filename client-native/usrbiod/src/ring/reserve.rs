@@ -49,7 +49,7 @@ pub(super) fn reserve(session: &str, fd: &OwnedFd, stat: &Stat, len: u64, owner:
         tracing::debug!(session, uid = owner.uid, missing, free, "shared memory is full");
         return Err(Errno::NOSPC);
     }
-    let Some(cgroup) = foreign_cgroup(owner) else { return allocate(fd, len) };
+    let Some(cgroup) = foreign_cgroup(owner) else { return allocate(fd, len, None) };
     let room = cgroup.room();
     if room < missing {
         let cgroup = cgroup.dir().display();
@@ -60,7 +60,7 @@ pub(super) fn reserve(session: &str, fd: &OwnedFd, stat: &Stat, len: u64, owner:
         Ok(status) => status,
         Err(errno) => {
             tracing::warn!(session, %errno, "no helper: a client's memory is on this daemon's account");
-            return allocate(fd, len);
+            return allocate(fd, len, None);
         }
     };
     match (status.code(), status.signal()) {
@@ -68,7 +68,7 @@ pub(super) fn reserve(session: &str, fd: &OwnedFd, stat: &Stat, len: u64, owner:
         (Some(code), _) if code == i32::from(NOT_MOVED) => {
             let cgroup = cgroup.dir().display();
             tracing::warn!(session, %cgroup, "not to be entered: a client's memory is on this daemon's account");
-            allocate(fd, len)
+            allocate(fd, len, None)
         }
         (Some(errno), _) => Err(Errno::from_raw_os_error(errno)),
         // The limit was reached all the same, or it took too long.
@@ -114,7 +114,7 @@ fn wait(mut child: Child) -> Result<ExitStatus> {
         match child.try_wait() {
             Ok(Some(status)) => return Ok(status),
             Ok(None) if Instant::now() < deadline => std::thread::sleep(pause),
-            // Killed, it ends at its next step.
+            // Killed, it ends at its next step. Where the daemon may send no signals, it ends by itself then.
             _ => {
                 let _ = child.kill();
                 return child.wait().map_err(|error| errno_of(&error));
@@ -128,10 +128,13 @@ fn errno_of(error: &std::io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
-/// Only what is missing; the size of the file stays.
-fn allocate(fd: impl AsFd, len: u64) -> Result<()> {
+/// Only what is missing; the size of the file stays. ETIMEDOUT after the `deadline`.
+fn allocate(fd: impl AsFd, len: u64, deadline: Option<Instant>) -> Result<()> {
     let mut done = 0;
     while done < len {
+        if deadline.is_some_and(|end| Instant::now() > end) {
+            return Err(Errno::TIMEDOUT);
+        }
         let step = STEP.min(len - done);
         match rustix::fs::fallocate(&fd, FallocateFlags::KEEP_SIZE, done, step) {
             Ok(()) => done += step,
@@ -151,7 +154,7 @@ pub fn run(procs: &Path, len: u64) -> u8 {
     if std::fs::write(procs, "0").is_err() {
         return NOT_MOVED;
     }
-    match allocate(std::io::stdin(), len) {
+    match allocate(std::io::stdin(), len, Some(Instant::now() + PATIENCE)) {
         Ok(()) => 0,
         Err(errno) => u8::try_from(errno.raw_os_error()).unwrap_or(1),
     }
