@@ -99,6 +99,7 @@ def test_a_node_counts_scratch_volumes_and_says_what_is_not_held(tmp_path: Path)
     assert found == {
         "Ready": ("True", "Serving"),
         "ClustersReady": ("False", "FolderUnusable"),
+        "MountsServed": ("True", "AllServed"),
         "ScratchAllowed": ("False", "OlderThanTheRules"),
         "ScratchSizesEnforced": ("False", "NoQuota"),
     }
