@@ -1,7 +1,7 @@
 //! What the lock table does not know of the calls that reach it: interrupts that overtake their request, and open files
 //! through which locks were taken.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 
 /// Interrupts that are remembered for requests which have not come to wait yet.
@@ -12,7 +12,7 @@ const INTERRUPTS: usize = 64;
 pub struct LockCalls {
     interrupts: Mutex<VecDeque<u64>>,
     /// Owners of POSIX locks by the file handle through which they locked.
-    takers: Mutex<HashMap<u64, Vec<u64>>>,
+    takers: Mutex<HashMap<u64, HashSet<u64>>>,
 }
 
 impl LockCalls {
@@ -20,7 +20,7 @@ impl LockCalls {
         self.interrupts.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    fn takers(&self) -> MutexGuard<'_, HashMap<u64, Vec<u64>>> {
+    fn takers(&self) -> MutexGuard<'_, HashMap<u64, HashSet<u64>>> {
         self.takers.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -43,24 +43,21 @@ impl LockCalls {
     /// `owner` takes a POSIX lock through `fh`.
     pub fn locks(&self, fh: u64, owner: u64) {
         let mut takers = self.takers();
-        let owners = takers.entry(fh).or_default();
-        if !owners.contains(&owner) {
-            owners.push(owner);
-        }
+        takers.entry(fh).or_default().insert(owner);
     }
 
     /// `owner` closed a descriptor of `fh`, which releases its locks on the file.
     pub fn closes(&self, fh: u64, owner: u64) {
         let mut takers = self.takers();
         if let Some(owners) = takers.get_mut(&fh) {
-            owners.retain(|o| *o != owner);
+            owners.remove(&owner);
         }
     }
 
     /// `fh` is closed for good: the owners whose locks go with it. Those are open file descriptions (`F_OFD_SETLK`), of whose
     /// end the kernel says nothing else; a process has closed its descriptors before.
     pub fn released(&self, fh: u64) -> Vec<u64> {
-        self.takers().remove(&fh).unwrap_or_default()
+        self.takers().remove(&fh).into_iter().flatten().collect()
     }
 }
 

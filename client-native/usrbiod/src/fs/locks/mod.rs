@@ -4,16 +4,22 @@
 //! is also in its state file. New records are written before old ones are removed: a successor may find records of one
 //! owner that overlap, never a gap; the request that was cut short comes again and puts that right.
 
+mod file;
+mod intervals;
 mod ranges;
+mod session;
 #[cfg(test)]
 mod tests;
 
 use crate::state::SessionState;
 use crate::state::records::LockRec;
 use crate::types::{Errno, Result};
-use ranges::Change;
+use file::{FileLocks, Sessions};
+use session::SessionLocks;
+pub use session::{MOST_LOCKS, MOST_OF_OWNER, MOST_WAITING};
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 /// A backing inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -68,6 +74,11 @@ impl ByteRange {
     pub fn overlaps(&self, other: &ByteRange) -> bool {
         self.start <= other.end && other.start <= self.end
     }
+
+    /// The smallest range that holds both.
+    fn hull(&self, other: &ByteRange) -> ByteRange {
+        ByteRange { start: self.start.min(other.start), end: self.end.max(other.end) }
+    }
 }
 
 /// A lock that is asked for or held.
@@ -81,13 +92,6 @@ pub struct Lock {
     pub owner: LockOwner,
     /// The process, for `F_GETLK`.
     pub pid: u32,
-}
-
-impl Lock {
-    fn conflicts(&self, other: &Lock) -> bool {
-        let exclusive = self.kind == LockKind::Write || other.kind == LockKind::Write;
-        exclusive && self.owner != other.owner && self.range.overlaps(&other.range)
-    }
 }
 
 /// A request that waited and now has its answer: reply to `unique` on the channel of `session`.
@@ -111,108 +115,130 @@ pub enum Waited {
     Parked(Vec<Answer>),
 }
 
-/// The locks of all sessions.
-#[derive(Default)]
-pub struct LockTable {
-    inner: Mutex<Inner>,
-}
-
 type Key = (FileId, Space);
 
-#[derive(Default)]
-struct Inner {
-    files: HashMap<Key, FileLocks>,
-    sessions: HashMap<u32, Arc<SessionState>>,
-    /// Where a parked request waits, by session and `unique`.
-    parked: HashMap<(u32, u64), Key>,
-    /// What the owners of parked POSIX requests wait for; `unique` tells the threads of one process apart.
-    blocked: HashMap<LockOwner, Vec<(u64, Key, Lock)>>,
-}
-
-/// The locks on one inode, in one space.
-#[derive(Default)]
-struct FileLocks {
-    held: Vec<Held>,
-    /// Longest waiting first.
-    waiters: Vec<Waiter>,
-}
-
-/// A lock and its record in the state of its session.
-struct Held {
-    lock: Lock,
-    record: u32,
-}
-
-struct Waiter {
-    unique: u64,
-    lock: Lock,
-}
-
 /// Owners that the search for a deadlock visits before it gives up and lets the request wait.
-const DEADLOCK_SEARCH: usize = 64;
+const DEADLOCK_OWNERS: usize = 64;
+/// Locks that it looks at.
+const DEADLOCK_STEPS: usize = 1024;
+
+const SHARDS: usize = 64;
+
+/// The locks of all sessions.
+///
+/// Every inode has a mutex of its own, so that one with many locks or waiters holds up nobody else; nothing is searched from
+/// end to end. Mutexes are taken in this order: `blocked`, a file, a shard or what [`SessionLocks`] has.
+pub struct LockTable {
+    files: [Mutex<HashMap<Key, Arc<Mutex<FileLocks>>>>; SHARDS],
+    sessions: RwLock<HashMap<u32, Arc<SessionLocks>>>,
+    /// Where the owners of parked POSIX requests wait; `unique` tells the threads of one process apart. Only who has to wait
+    /// takes it. An entry may be there for a moment longer than its request.
+    blocked: Mutex<HashMap<LockOwner, HashMap<u64, Key>>>,
+}
+
+impl Default for LockTable {
+    fn default() -> Self {
+        LockTable {
+            files: std::array::from_fn(|_| Mutex::default()),
+            sessions: RwLock::default(),
+            blocked: Mutex::default(),
+        }
+    }
+}
+
+impl Sessions for LockTable {
+    fn find(&self, session: u32) -> Option<Arc<SessionLocks>> {
+        self.sessions.read().unwrap_or_else(|e| e.into_inner()).get(&session).cloned()
+    }
+}
 
 impl LockTable {
     /// Adds a session with the locks in its state, which holds them from now on.
     pub fn attach(&self, session: u32, state: Arc<SessionState>) {
-        let mut inner = self.lock();
-        for (record, found) in state.locks.iter() {
+        let own = Arc::new(SessionLocks::new(state));
+        for (record, found) in own.state.locks.iter() {
             if let Some((key, lock)) = from_record(session, &found) {
-                inner.files.entry(key).or_default().held.push(Held { lock, record });
+                own.count_found(lock.owner);
+                self.with_file(key, |file| file.enter(&lock, record));
             }
         }
-        inner.sessions.insert(session, state);
+        self.sessions.write().unwrap_or_else(|e| e.into_inner()).insert(session, own);
     }
 
     /// Drops the locks of a session that has ended and forgets its waiters. Not for a hand-over: the successor needs the
     /// records.
     pub fn detach(&self, session: u32) -> Vec<Answer> {
-        let mut inner = self.lock();
-        let keys: Vec<Key> = inner.files.keys().copied().collect();
+        let own = self.sessions.write().unwrap_or_else(|e| e.into_inner()).remove(&session);
+        let Some(own) = own else { return Vec::new() };
+        own.end();
+        let keys = |shard: &Mutex<HashMap<Key, _>>| lock(shard).keys().copied().collect::<Vec<Key>>();
+        let keys: Vec<Key> = self.files.iter().flat_map(keys).collect();
         let mut answers = Vec::new();
         for key in keys {
-            while inner.take_waiter(key, |w| w.lock.owner.session == session).is_some() {}
-            inner.drop_held(key, |lock| lock.owner.session == session);
-            answers.extend(inner.settle(key));
+            let Some(file) = self.known(key) else { continue };
+            let mut file = lock(&file);
+            let (freed, waiters) = file.drop_session(session, &own);
+            let granted = file.settle(key, freed, self);
+            self.forget_empty(key, &mut file);
+            drop(file);
+            waiters.iter().for_each(|waiter| self.unblock(waiter.lock.owner, waiter.unique));
+            answers.extend(self.granted(granted));
         }
-        inner.sessions.remove(&session);
         answers
     }
 
     /// A lock that `wanted` would have to wait for (`F_GETLK`).
     pub fn get(&self, file: FileId, space: Space, wanted: &Lock) -> Option<Lock> {
-        self.lock().conflict((file, space), &in_space(space, wanted))
+        let file = self.known((file, space))?;
+        lock(&file).conflict(&in_space(space, wanted))
     }
 
-    /// Locks without waiting. `EAGAIN`: somebody else holds a conflicting lock, and nothing has changed. `ENOLCK`: no room.
+    /// Locks without waiting. `EAGAIN`: somebody else holds a conflicting lock, and nothing has changed. `ENOLCK`: no room,
+    /// or more than [`MOST_LOCKS`] or [`MOST_OF_OWNER`].
     pub fn set(&self, file: FileId, space: Space, wanted: &Lock) -> Result<Vec<Answer>> {
         let (key, wanted) = ((file, space), in_space(space, wanted));
         check(&wanted.range)?;
-        let mut inner = self.lock();
-        if inner.conflict(key, &wanted).is_some() {
-            return Err(Errno::AGAIN);
-        }
-        inner.acquire(key, &wanted)?;
-        Ok(inner.settle(key))
+        let session = self.find(wanted.owner.session).ok_or(Errno::NOLCK)?;
+        let granted = self.with_file(key, |file| {
+            if file.conflict(&wanted).is_some() {
+                return Err(Errno::AGAIN);
+            }
+            let freed = file.acquire(key, &wanted, &session)?;
+            Ok(file.settle(key, freed, self))
+        })?;
+        Ok(self.granted(granted))
     }
 
-    /// Locks, or parks the request until that is possible. `EDEADLK`: it never would be. `ENOLCK`: no room.
+    /// Locks, or parks the request until that is possible. `EDEADLK`: it never would be. `ENOLCK`: as for
+    /// [`set`](Self::set), or more than [`MOST_WAITING`] wait.
     pub fn wait(&self, file: FileId, space: Space, wanted: &Lock, unique: u64) -> Result<Waited> {
         let (key, wanted) = ((file, space), in_space(space, wanted));
         check(&wanted.range)?;
-        let mut inner = self.lock();
-        if inner.conflict(key, &wanted).is_none() {
-            inner.acquire(key, &wanted)?;
-            return Ok(Waited::Granted(inner.settle(key)));
-        }
-        match space {
-            Space::Posix if inner.would_deadlock(key, &wanted) => return Err(Errno::DEADLK),
-            Space::Posix => {}
+        let session = self.find(wanted.owner.session).ok_or(Errno::NOLCK)?;
+        let (parked, granted) = self.with_file(key, |file| {
+            if file.conflict(&wanted).is_none() {
+                let freed = file.acquire(key, &wanted, &session)?;
+                return Ok((false, file.settle(key, freed, self)));
+            }
+            if session.park(unique, key)? {
+                file.park(unique, &wanted);
+            }
             // As `flock(2)` says: two holders of a shared lock that both want it exclusive would wait for ever.
-            Space::Flock => inner.drop_held(key, |lock| lock.owner == wanted.owner),
+            let freed = match space {
+                Space::Posix => Vec::new(),
+                Space::Flock => file.drop_owner(wanted.owner, &session),
+            };
+            Ok((true, file.settle(key, freed, self)))
+        })?;
+        let answers = self.granted(granted);
+        if !parked {
+            return Ok(Waited::Granted(answers));
         }
-        inner.park(key, &wanted, unique);
-        // Only others can be among the answers: the conflict found above is not with a lock of this owner.
-        Ok(Waited::Parked(inner.settle(key)))
+        let closes_circle = space == Space::Posix && self.block(key, &wanted, unique, &session);
+        if closes_circle && self.cancel(wanted.owner.session, unique) {
+            return Err(Errno::DEADLK);
+        }
+        Ok(Waited::Parked(answers))
     }
 
     /// Unlocks a range. `ENOLCK`: a lock would have to be split and there is no room for the halves.
@@ -226,152 +252,148 @@ impl LockTable {
         check(&range)?;
         let key = (file, space);
         let range = if space == Space::Flock { ByteRange::ALL } else { range };
-        let mut inner = self.lock();
-        let change = Change::unlock(inner.owned_by(key, owner), range);
-        inner.apply(key, owner, change)?;
-        Ok(inner.settle(key))
+        let Some(session) = self.find(owner.session).filter(|session| session.holds(owner)) else {
+            return Ok(Vec::new());
+        };
+        let granted = self.with_file(key, |file| {
+            let freed = file.unlock(key, owner, range, &session)?;
+            Ok(file.settle(key, freed, self))
+        })?;
+        Ok(self.granted(granted))
     }
 
-    /// Unlocks all that `owner` holds on `file` (`FUSE_FLUSH`, and `FUSE_RELEASE` with `FLOCK_UNLOCK`).
+    /// Unlocks all that `owner` holds on `file` (`FUSE_FLUSH`, and `FUSE_RELEASE` with `FLOCK_UNLOCK`). An owner that never
+    /// locked takes nothing that others hold.
     pub fn release_owner(&self, file: FileId, space: Space, owner: LockOwner) -> Vec<Answer> {
-        let mut inner = self.lock();
-        inner.drop_held((file, space), |lock| lock.owner == owner);
-        inner.settle((file, space))
+        let key = (file, space);
+        let Some(session) = self.find(owner.session).filter(|session| session.holds(owner)) else {
+            return Vec::new();
+        };
+        let Some(known) = self.known(key) else { return Vec::new() };
+        let mut file = lock(&known);
+        let freed = file.drop_owner(owner, &session);
+        let granted = file.settle(key, freed, self);
+        self.forget_empty(key, &mut file);
+        drop(file);
+        self.granted(granted)
     }
 
     /// Takes a parked request back (`FUSE_INTERRUPT`): true means reply `EINTR` to it; false that it does not wait here,
     /// and its answer is on its way or was given.
     pub fn cancel(&self, session: u32, unique: u64) -> bool {
-        let mut inner = self.lock();
-        let Some(key) = inner.parked.get(&(session, unique)).copied() else { return false };
-        let waiter = inner.take_waiter(key, |w| w.unique == unique && w.lock.owner.session == session);
-        inner.forget_empty(key);
+        let Some(own) = self.find(session) else { return false };
+        let Some(key) = own.waits_at(unique) else { return false };
+        let Some(file) = self.known(key) else { return false };
+        let mut file = lock(&file);
+        let waiter = file.unpark(session, unique);
+        if waiter.is_some() {
+            own.unpark(unique);
+        }
+        self.forget_empty(key, &mut file);
+        drop(file);
+        if let Some(waiter) = &waiter {
+            self.unblock(waiter.lock.owner, unique);
+        }
         waiter.is_some()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(|e| e.into_inner())
-    }
-}
-
-impl Inner {
-    fn conflict(&self, key: Key, wanted: &Lock) -> Option<Lock> {
-        let held = self.files.get(&key)?.held.iter();
-        held.map(|h| h.lock).find(|lock| lock.conflicts(wanted))
+    fn shard(&self, key: &Key) -> MutexGuard<'_, HashMap<Key, Arc<Mutex<FileLocks>>>> {
+        let (FileId { dev, ino }, _) = key;
+        lock(&self.files[(ino ^ (ino >> 6) ^ dev) as usize % SHARDS])
     }
 
-    fn owned_by(&self, key: Key, owner: LockOwner) -> impl Iterator<Item = (usize, Lock)> + '_ {
-        let held = self.files.get(&key).map_or(&[][..], |file| &file.held);
-        held.iter().enumerate().filter(move |(_, h)| h.lock.owner == owner).map(|(i, h)| (i, h.lock))
+    /// The locks of an inode that has any.
+    fn known(&self, key: Key) -> Option<Arc<Mutex<FileLocks>>> {
+        self.shard(&key).get(&key).cloned()
     }
 
-    fn acquire(&mut self, key: Key, wanted: &Lock) -> Result<()> {
-        let change = Change::lock(self.owned_by(key, wanted.owner), wanted);
-        self.apply(key, wanted.owner, change)
-    }
-
-    /// Carries out a change of what `owner` holds: all of it, or nothing.
-    fn apply(&mut self, key: Key, owner: LockOwner, change: Change) -> Result<()> {
-        let state = self.sessions.get(&owner.session).ok_or(Errno::NOLCK)?;
-        let mut added = Vec::with_capacity(change.add.len());
-        for lock in change.add {
-            let Some(record) = state.locks.insert(&to_record(key, &lock)) else {
-                added.iter().for_each(|new: &Held| state.locks.remove(new.record));
-                return Err(Errno::NOLCK);
-            };
-            added.push(Held { lock, record });
-        }
-        if added.is_empty() && change.remove.is_empty() {
-            return Ok(());
-        }
-        let held = &mut self.files.entry(key).or_default().held;
-        // From the back, so that the places before stay where they are.
-        for at in change.remove.into_iter().rev() {
-            state.locks.remove(held.swap_remove(at).record);
-        }
-        held.extend(added);
-        Ok(())
-    }
-
-    fn drop_held(&mut self, key: Key, gone: impl Fn(&Lock) -> bool) {
-        let Some(file) = self.files.get_mut(&key) else { return };
-        for old in file.held.extract_if(.., |h| gone(&h.lock)) {
-            if let Some(state) = self.sessions.get(&old.lock.owner.session) {
-                state.locks.remove(old.record);
+    /// Does something with the locks of an inode.
+    fn with_file<T>(&self, key: Key, work: impl FnOnce(&mut FileLocks) -> T) -> T {
+        loop {
+            let file = self.shard(&key).entry(key).or_default().clone();
+            let mut file = lock(&file);
+            if !file.dead {
+                let result = work(&mut file);
+                self.forget_empty(key, &mut file);
+                return result;
             }
         }
     }
 
-    fn park(&mut self, key: Key, wanted: &Lock, unique: u64) {
-        let session = wanted.owner.session;
-        if self.parked.insert((session, unique), key).is_some() {
-            return;
-        }
-        self.files.entry(key).or_default().waiters.push(Waiter { unique, lock: *wanted });
-        if key.1 == Space::Posix {
-            self.blocked.entry(wanted.owner).or_default().push((unique, key, *wanted));
+    fn forget_empty(&self, key: Key, file: &mut FileLocks) {
+        if file.is_empty() && !file.dead {
+            file.dead = true;
+            self.shard(&key).remove(&key);
         }
     }
 
-    /// Removes the first waiter that matches.
-    fn take_waiter(&mut self, key: Key, wanted: impl Fn(&Waiter) -> bool) -> Option<Waiter> {
-        let waiters = &mut self.files.get_mut(&key)?.waiters;
-        let waiter = waiters.remove(waiters.iter().position(wanted)?);
-        let owner = waiter.lock.owner;
-        self.parked.remove(&(owner.session, waiter.unique));
-        if let Some(blocked) = self.blocked.get_mut(&owner) {
-            blocked.retain(|(unique, ..)| *unique != waiter.unique);
-            if blocked.is_empty() {
-                self.blocked.remove(&owner);
+    /// The answers to requests that wait no more.
+    fn granted(&self, granted: Vec<(Answer, LockOwner)>) -> Vec<Answer> {
+        granted.iter().for_each(|(answer, owner)| self.unblock(*owner, answer.unique));
+        granted.into_iter().map(|(answer, _)| answer).collect()
+    }
+
+    fn unblock(&self, owner: LockOwner, unique: u64) {
+        let mut blocked = lock(&self.blocked);
+        if let Some(waits) = blocked.get_mut(&owner) {
+            waits.remove(&unique);
+            if waits.is_empty() {
+                blocked.remove(&owner);
             }
         }
-        Some(waiter)
     }
 
-    /// Grants what has become possible, the longest waiting first, until nothing more is.
-    fn settle(&mut self, key: Key) -> Vec<Answer> {
-        let mut answers = Vec::new();
-        while let Some((session, unique)) = self.next_free(key) {
-            let next = self.take_waiter(key, |w| w.unique == unique && w.lock.owner.session == session);
-            let result = next.map_or(Ok(()), |waiter| self.acquire(key, &waiter.lock));
-            answers.push(Answer { session, unique, result });
+    /// Enters a POSIX request that waits among the blocked. True: it closes a circle.
+    fn block(&self, key: Key, wanted: &Lock, unique: u64, session: &SessionLocks) -> bool {
+        // Held while it is looked for, so that of two requests that close a circle the second finds the first.
+        let mut blocked = lock(&self.blocked);
+        blocked.entry(wanted.owner).or_default().insert(unique, key);
+        if session.waits_at(unique).is_none() {
+            // Granted meanwhile: who granted it may have looked for the entry before it was there.
+            drop(blocked);
+            self.unblock(wanted.owner, unique);
+            return false;
         }
-        self.forget_empty(key);
-        answers
+        self.is_deadlock(&blocked, key, wanted)
     }
 
-    /// The longest waiting request that need not wait any more.
-    fn next_free(&self, key: Key) -> Option<(u32, u64)> {
-        let file = self.files.get(&key)?;
-        let free = |w: &&Waiter| !file.held.iter().any(|h| h.lock.conflicts(&w.lock));
-        file.waiters.iter().find(free).map(|w| (w.lock.owner.session, w.unique))
-    }
-
-    fn forget_empty(&mut self, key: Key) {
-        if self.files.get(&key).is_some_and(|file| file.held.is_empty() && file.waiters.is_empty()) {
-            self.files.remove(&key);
-        }
-    }
-
-    /// Does somebody that `wanted` would wait for wait, in the end, for the owner of `wanted`? As in Linux, a process with
+    /// Does somebody that `wanted` waits for wait, in the end, for the owner of `wanted`? As in Linux, a process with
     /// several threads counts as waiting when one of them does.
-    fn would_deadlock(&self, key: Key, wanted: &Lock) -> bool {
+    fn is_deadlock(&self, blocked: &HashMap<LockOwner, HashMap<u64, Key>>, key: Key, wanted: &Lock) -> bool {
         let mut seen = HashSet::new();
+        let mut steps = 0;
         let mut todo = vec![(key, *wanted)];
-        while let Some((key, lock)) = todo.pop() {
-            let held = self.files.get(&key).map_or(&[][..], |file| &file.held);
-            for holder in held.iter().filter(|h| h.lock.conflicts(&lock)).map(|h| h.lock.owner) {
-                if holder == wanted.owner {
-                    return true;
+        while let Some((key, waits_for)) = todo.pop() {
+            let Some(file) = self.known(key) else { continue };
+            let mut holders = Vec::new();
+            let found = lock(&file).conflicts(&waits_for, |held| {
+                steps += 1;
+                if held.owner == wanted.owner {
+                    return ControlFlow::Break(true);
                 }
-                if seen.len() < DEADLOCK_SEARCH && seen.insert(holder) {
-                    let waits = self.blocked.get(&holder).into_iter().flatten();
-                    todo.extend(waits.map(|(_, key, lock)| (*key, *lock)));
+                if seen.len() < DEADLOCK_OWNERS && seen.insert(held.owner) {
+                    holders.push(held.owner);
+                }
+                if steps < DEADLOCK_STEPS { ControlFlow::Continue(()) } else { ControlFlow::Break(false) }
+            });
+            if let Some(found) = found {
+                return found;
+            }
+            for holder in holders {
+                for (unique, key) in blocked.get(&holder).into_iter().flatten().take(DEADLOCK_OWNERS) {
+                    let Some(file) = self.known(*key) else { continue };
+                    // The request may have its lock by now.
+                    let waits_for = lock(&file).waits_for(holder.session, *unique);
+                    todo.extend(waits_for.map(|lock| (*key, lock)));
                 }
             }
         }
         false
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 fn check(range: &ByteRange) -> Result<()> {

@@ -1,27 +1,27 @@
 //! What one owner's locks become when a range is locked or unlocked.
 
+use super::intervals::Place;
 use super::{ByteRange, Lock};
 
-/// Locks to add, and places of locks to remove, in ascending order.
+/// Locks to add, and places of locks to remove.
 #[derive(Debug, Default)]
 pub(super) struct Change {
     pub(super) add: Vec<Lock>,
-    pub(super) remove: Vec<usize>,
+    pub(super) remove: Vec<(Place, ByteRange)>,
 }
 
 impl Change {
-    /// `wanted` over the owner's locks `own`: it melts with those of its kind and cuts those of the other.
-    pub(super) fn lock(own: impl Iterator<Item = (usize, Lock)>, wanted: &Lock) -> Change {
+    /// `wanted` over those of the owner's locks that touch it: it melts with those of its kind and cuts those of the other.
+    pub(super) fn lock(own: impl Iterator<Item = (Place, Lock)>, wanted: &Lock) -> Change {
         let mut merged = *wanted;
         let mut change = Change::default();
         let mut same = None;
-        for (at, lock) in own {
+        for (place, lock) in own {
             if lock.kind != wanted.kind {
-                change.cut(at, &lock, &wanted.range);
-            } else if touches(&lock.range, &wanted.range) {
-                merged.range.start = merged.range.start.min(lock.range.start);
-                merged.range.end = merged.range.end.max(lock.range.end);
-                change.remove.push(at);
+                change.cut(place, &lock, &wanted.range);
+            } else {
+                merged.range = merged.range.hull(&lock.range);
+                change.remove.push((place, lock.range));
                 same = Some(lock.range);
             }
         }
@@ -33,31 +33,26 @@ impl Change {
     }
 
     /// Nothing of the owner's in `range` any more.
-    pub(super) fn unlock(own: impl Iterator<Item = (usize, Lock)>, range: ByteRange) -> Change {
+    pub(super) fn unlock(own: impl Iterator<Item = (Place, Lock)>, range: ByteRange) -> Change {
         let mut change = Change::default();
-        for (at, lock) in own {
-            change.cut(at, &lock, &range);
+        for (place, lock) in own {
+            change.cut(place, &lock, &range);
         }
         change
     }
 
     /// Takes `range` out of `lock`, which leaves none, one or two pieces.
-    fn cut(&mut self, at: usize, lock: &Lock, range: &ByteRange) {
+    fn cut(&mut self, place: Place, lock: &Lock, range: &ByteRange) {
         if !lock.range.overlaps(range) {
             return;
         }
-        self.remove.push(at);
-        if lock.range.start < range.start {
-            self.add
-                .push(Lock { range: ByteRange { start: lock.range.start, end: range.start - 1 }, ..*lock });
+        self.remove.push((place, lock.range));
+        let ByteRange { start, end } = lock.range;
+        if start < range.start {
+            self.add.push(Lock { range: ByteRange { start, end: range.start - 1 }, ..*lock });
         }
-        if lock.range.end > range.end {
-            self.add.push(Lock { range: ByteRange { start: range.end + 1, end: lock.range.end }, ..*lock });
+        if end > range.end {
+            self.add.push(Lock { range: ByteRange { start: range.end + 1, end }, ..*lock });
         }
     }
-}
-
-/// Do they overlap, or lie side by side?
-fn touches(a: &ByteRange, b: &ByteRange) -> bool {
-    a.start <= b.end.saturating_add(1) && b.start <= a.end.saturating_add(1)
 }

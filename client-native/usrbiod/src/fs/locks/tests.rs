@@ -23,6 +23,11 @@ fn table() -> (LockTable, Arc<SessionState>) {
     (table, state)
 }
 
+/// Nothing is kept of what has ended.
+fn is_empty(table: &LockTable) -> bool {
+    table.files.iter().all(|shard| super::lock(shard).is_empty()) && super::lock(&table.blocked).is_empty()
+}
+
 fn granted(unique: u64) -> Answer {
     Answer { session: 1, unique, result: Ok(()) }
 }
@@ -69,7 +74,7 @@ fn an_interrupted_request_waits_no_more() {
     assert!(table.cancel(1, 5));
     assert!(!table.cancel(1, 5));
     assert_eq!(table.release_owner(FILE, Space::Posix, write(0, 0, 1).owner), []);
-    assert!(table.lock().files.is_empty() && table.lock().blocked.is_empty());
+    assert!(is_empty(&table));
 }
 
 #[test]
@@ -129,6 +134,170 @@ fn a_range_that_is_none_is_refused() {
     assert_eq!(table.set(FILE, Space::Posix, &write(0, ByteRange::ALL.end, 1)), Ok(vec![]));
 }
 
+#[test]
+fn what_one_owner_and_one_session_hold_is_bounded() {
+    let (table, state) = table();
+    table.attach(2, Arc::new(SessionState::anonymous().unwrap()));
+    let mut held = 0;
+    let per_owner = u64::from(MOST_OF_OWNER);
+    for id in 0.. {
+        let taken = (0..=per_owner).take_while(|i| {
+            let at = 2 * (id * (per_owner + 1) + i);
+            table.set(FILE, Space::Posix, &write(at, at, id)).is_ok()
+        });
+        let taken = taken.count() as u32;
+        held += taken;
+        if taken < MOST_OF_OWNER {
+            break;
+        }
+        assert_eq!(taken, MOST_OF_OWNER, "of owner {id}");
+    }
+    assert_eq!((held, state.locks.iter().count() as u32), (MOST_LOCKS, MOST_LOCKS));
+    let more = write(1, 1, 1 << 40);
+    assert_eq!(table.set(FILE, Space::Posix, &more), Err(Errno::NOLCK));
+    let other = lock(LockKind::Write, 1, 1, 2, 7);
+    assert_eq!(table.set(FILE, Space::Posix, &other), Ok(vec![]), "another session is not touched");
+    // What would not grow is allowed at the bound: a downgrade, one lock in the place of many, and to let go.
+    assert_eq!(table.set(FILE, Space::Posix, &read(0, 0, 0)), Ok(vec![]));
+    assert_eq!(table.set(FILE, Space::Posix, &write(4, 4000, 0)), Ok(vec![]));
+    assert_eq!(table.set(FILE, Space::Posix, &more), Err(Errno::AGAIN));
+    table.detach(1);
+    assert_eq!(state.locks.iter().count(), 0);
+    table.detach(2);
+    assert!(is_empty(&table));
+}
+
+#[test]
+fn the_waiters_of_a_session_are_bounded_and_each_is_found_at_once() {
+    let (table, _) = table();
+    table.attach(2, Arc::new(SessionState::anonymous().unwrap()));
+    table.set(FILE, Space::Posix, &write(0, 9, 1)).unwrap();
+    let most = MOST_WAITING as u64;
+    for unique in 0..most {
+        let parked = table.wait(FILE, Space::Posix, &write(5, 5, 10 + unique), unique);
+        assert_eq!(parked, Ok(Waited::Parked(vec![])));
+    }
+    assert_eq!(table.wait(FILE, Space::Posix, &write(5, 5, 2), most), Err(Errno::NOLCK));
+    let other = lock(LockKind::Write, 0, 0, 2, 7);
+    assert_eq!(table.wait(FILE, Space::Posix, &other, 0), Ok(Waited::Parked(vec![])));
+    intervals::STEPS.set(0);
+    for unique in 0..most {
+        assert!(table.cancel(1, unique));
+    }
+    let each = intervals::STEPS.get() / most;
+    assert!(each < 200, "{each} steps for each");
+}
+
+#[test]
+fn the_cost_of_a_lock_does_not_grow_with_those_that_are_held_or_waited_for() {
+    let cost = |locks: u64, waiters: u64| {
+        let (table, _) = table();
+        for i in 0..locks {
+            let owner = i / u64::from(MOST_OF_OWNER);
+            table.set(FILE, Space::Posix, &write(2 * i, 2 * i, owner)).unwrap();
+        }
+        for i in 0..waiters {
+            table.wait(FILE, Space::Posix, &write(2 * i, 2 * i, 1000 + i), i).unwrap();
+        }
+        let free = 2 * locks + 10;
+        intervals::STEPS.set(0);
+        for _ in 0..100 {
+            table.set(FILE, Space::Posix, &write(free, free, 900)).unwrap();
+            table.get(FILE, Space::Posix, &read(locks, locks, 901));
+            let range = ByteRange { start: free, end: free };
+            table.unlock(FILE, Space::Posix, write(0, 0, 900).owner, range).unwrap();
+        }
+        intervals::STEPS.get() / 100
+    };
+    let (few, many) = (cost(16, 4), cost(60_000, 4000));
+    assert!(many < 40 * few.max(10), "{few} steps with few, {many} with many");
+}
+
+#[test]
+fn who_never_locked_takes_no_mutex_that_others_hold() {
+    let (table, _) = table();
+    table.attach(2, Arc::new(SessionState::anonymous().unwrap()));
+    table.set(FILE, Space::Posix, &write(0, 9, 1)).unwrap();
+    let file = table.known((FILE, Space::Posix)).unwrap();
+    let _held = super::lock(&file);
+    let _shards: Vec<_> = table.files.iter().map(super::lock).collect();
+    let _blocked = super::lock(&table.blocked);
+    // It would hang here.
+    for session in [1, 2] {
+        let owner = LockOwner { session, id: 99 };
+        assert_eq!(table.release_owner(FILE, Space::Posix, owner), []);
+        assert_eq!(table.unlock(FILE, Space::Posix, owner, ByteRange::ALL), Ok(vec![]));
+    }
+}
+
+#[test]
+fn an_inode_that_is_busy_holds_up_no_other() {
+    let (table, _) = table();
+    table.set(FILE, Space::Posix, &write(0, 9, 1)).unwrap();
+    let busy = table.known((FILE, Space::Posix)).unwrap();
+    let _held = super::lock(&busy);
+    for ino in 100..300 {
+        let file = FileId { dev: 1, ino };
+        assert_eq!(table.set(file, Space::Posix, &write(0, 9, 1)), Ok(vec![]));
+        assert_eq!(table.wait(file, Space::Posix, &write(0, 9, 2), ino), Ok(Waited::Parked(vec![])));
+        let freed = table.release_owner(file, Space::Posix, write(0, 9, 1).owner);
+        assert_eq!(freed, [granted(ino)]);
+    }
+}
+
+#[test]
+fn the_search_for_a_deadlock_ends_among_thousands_of_waiters() {
+    let (table, _) = table();
+    for id in 0..4000 {
+        table.set(FILE, Space::Posix, &read(0, 9, id)).unwrap();
+        table.set(FileId { dev: 1, ino: 100 + id }, Space::Posix, &write(0, 0, id)).unwrap();
+    }
+    intervals::STEPS.set(0);
+    for id in 0..200 {
+        let next = FileId { dev: 1, ino: 101 + id };
+        table.wait(next, Space::Posix, &write(0, 0, id), id).unwrap();
+    }
+    assert!(table.wait(FILE, Space::Posix, &write(0, 9, 9999), 9999).is_ok());
+    assert!(intervals::STEPS.get() < 200 * 10_000, "{} steps", intervals::STEPS.get());
+}
+
+#[test]
+fn threads_that_lock_wait_and_cancel_at_once_leave_nothing_behind() {
+    let (table, state) = table();
+    let answers = Mutex::new(HashSet::new());
+    let note = |all: Vec<Answer>| answers.lock().unwrap().extend(all.into_iter().map(|a| a.unique));
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let (table, note, answers) = (&table, &note, &answers);
+            scope.spawn(move || {
+                for round in 0..2000u64 {
+                    let unique = round * 4 + thread;
+                    let owner = 1 + thread;
+                    let file = FileId { dev: 1, ino: 2 + round % 3 };
+                    match table.wait(file, Space::Posix, &write(0, 9, owner), unique) {
+                        Ok(Waited::Granted(more)) => note(more),
+                        Err(error) => assert_eq!(error, Errno::DEADLK),
+                        Ok(Waited::Parked(more)) => {
+                            note(more);
+                            if round % 3 == 0 && table.cancel(1, unique) {
+                                continue;
+                            }
+                            let begun = std::time::Instant::now();
+                            while !answers.lock().unwrap().contains(&unique) {
+                                assert!(begun.elapsed().as_secs() < 60, "{unique} waits for ever");
+                                std::thread::yield_now();
+                            }
+                        }
+                    }
+                    note(table.release_owner(file, Space::Posix, write(0, 9, owner).owner));
+                }
+            });
+        }
+    });
+    assert!(is_empty(&table));
+    assert_eq!(state.locks.iter().count(), 0);
+}
+
 const BYTES: usize = 10;
 const OWNERS: usize = 3;
 /// What each owner holds of each byte.
@@ -163,11 +332,12 @@ fn model_allows(model: &Model, step: &Step, kind: LockKind) -> bool {
 
 fn as_model(table: &LockTable) -> Model {
     let mut model = Model::default();
-    for held in table.lock().files.get(&(FILE, Space::Posix)).into_iter().flat_map(|f| &f.held) {
-        for byte in held.lock.range.start..=held.lock.range.end {
-            let cell = &mut model[held.lock.owner.id as usize][byte as usize];
+    let all = table.known((FILE, Space::Posix)).map(|file| super::lock(&file).all());
+    for held in all.into_iter().flatten() {
+        for byte in held.range.start..=held.range.end {
+            let cell = &mut model[held.owner.id as usize][byte as usize];
             assert_eq!(*cell, None, "one owner, one byte, two locks");
-            *cell = Some(held.lock.kind);
+            *cell = Some(held.kind);
         }
     }
     model
