@@ -305,6 +305,41 @@ def test_names_links_and_holes(mount_point, path, content):
     assert io.ioring.size_for_entries(1024) == 102544
 
 
+def test_holes_are_punched_by_an_fd_that_is_open_for_reading(path, content):
+    """Whoever may write the file may; the daemon itself wants an fd that is open for writing."""
+    fd = os.open(path, os.O_RDONLY)
+    io.punch_hole(fd=fd, start=[0], end=[4096])
+    io.punch_hole(filename=str(path), start=[8192], end=[12288])
+    os.close(fd)
+    assert path.read_bytes() == bytes(4096) + content[4096:8192] + bytes(4096) + content[12288:]
+    with pytest.raises(TypeError, match="wants a file name or an fd"):
+        io.punch_hole(start=[], end=[])
+
+
+def test_shared_memory_that_does_not_fit_is_an_error_with_numbers(mount_point):
+    """Not a signal at its first touch."""
+    space = os.statvfs("/dev/shm")
+    size = space.f_bavail * space.f_frsize + (1 << 30)
+    shm = SharedMemory(create=True, size=size)
+    try:
+        with pytest.raises(OSError, match=f"{size} bytes of shared memory do not fit.*shm-size") as refused:
+            io.make_iovec(shm, str(mount_point))
+        assert refused.value.errno == errno.ENOSPC
+    finally:
+        shm.close()
+        shm.unlink()
+
+
+def test_programs_of_3fs_find_what_they_import_and_pass(mount_point, memory, fd):
+    """The native module by its name there, the object of make_iovec as a whole, errors as OSError."""
+    assert io.h3fio is hf3fs_py_usrbio
+    ior = io.make_ioring(str(mount_point), 4)
+    ior.prepare(memory[1], True, fd, 0)
+    assert ior.submit().wait(min_results=1)[0].result == len(memory[1])
+    with pytest.raises(OSError, match="batches of 9"):
+        io.make_ioring(str(mount_point), 4, True, 9)
+
+
 def test_the_native_module_has_3fs_s_names(mount_point, memory):
     """hf3fs_py_usrbio may be used by itself, on any writable buffer that is registered."""
     wanted = {"deregister_fd", "extract_mount_point", "force_fsync", "hardlink", "ioring", "iovec"}

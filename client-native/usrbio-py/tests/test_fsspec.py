@@ -1,11 +1,14 @@
 """The file system usrbio://."""
 
+import errno
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
 
+from usrbio import _pool
 from usrbio.fsspec import UsrbioFileSystem
 
 
@@ -28,6 +31,69 @@ def test_open_reads_through_the_protocol(path, content):
         file.write("text\n")
     with fsspec.open(f"usrbio://{path}.txt", "r") as file:
         assert list(file) == ["text\n"]
+
+
+def test_any_number_of_slashes_is_the_absolute_path(fs, path, content):
+    """Tools that keep URLs as paths lose slashes."""
+    for slashes in ("", "/", "//", "///"):
+        assert fs.cat_file(f"usrbio:{slashes}{path.relative_to('/')}", 0, 4) == content[:4]
+    with fsspec.open(f"usrbio://{path.relative_to('/')}") as file:
+        assert file.read(4) == content[:4]
+
+
+def test_many_threads_share_little_memory(fs, path, content):
+    """A read takes what it needs, and a bounded number of rings serves all threads."""
+    before = _shm_in_use()
+    together = threading.Barrier(50)
+
+    def read(number):
+        data = fs.cat_file(str(path), number, number + 10)
+        together.wait()
+        return data
+
+    with ThreadPoolExecutor(50) as pool:
+        assert list(pool.map(read, range(50))) == [content[n : n + 10] for n in range(50)]
+        assert _shm_in_use() - before < 4 << 20
+
+
+def test_where_shared_memory_is_short_files_are_read_through_the_mount(fs, path, content, monkeypatch):
+    """Without room for a ring, and with room for a small one only."""
+    iov = _pool.Iov
+
+    def short(mount, size):
+        if size > room:
+            raise OSError(errno.ENOSPC, "no room")
+        return iov(mount, size)
+
+    monkeypatch.setattr(_pool, "Iov", short)
+    room = 0
+    assert fs.cat_file(str(path)) == content
+    assert fs.cat_ranges([str(path)] * 3, [0, 5, 9], [5, 9, 9]) == [content[:5], content[5:9], b""]
+    room = 64 << 10
+    assert fs.cat_file(str(path), 0, 10) == content[:10]
+    assert fs.cat_file(str(path)) == content
+
+
+def test_a_read_that_fails_gives_its_room_back(fs, path, content, monkeypatch):
+    """However often."""
+
+    def fail(*_):
+        raise OSError(errno.EIO, "broken")
+
+    fs.cat_file(str(path))
+    (pool,) = fs._reader._pools._pools.values()
+    with monkeypatch.context() as broken:
+        broken.setattr(_pool.Ring, "read", fail)
+        for _ in range(40):
+            with pytest.raises(OSError, match="broken"):
+                fs.cat_file(str(path))
+    assert (pool._count, pool._bytes) == (0, 0)
+    assert fs.cat_file(str(path)) == content
+
+
+def _shm_in_use():
+    space = os.statvfs("/dev/shm")
+    return (space.f_blocks - space.f_bfree) * space.f_frsize
 
 
 def test_parts_of_files(fs, path, content):

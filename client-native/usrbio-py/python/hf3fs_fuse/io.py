@@ -7,7 +7,6 @@ import contextlib
 import mmap
 import os
 import uuid
-import weakref
 from collections.abc import Callable
 from datetime import timedelta
 from enum import IntEnum
@@ -23,16 +22,20 @@ from hf3fs_py_usrbio import (
     hardlink,
     register_fd,
 )
-from usrbio._usrbio import keep_alive
+from usrbio._usrbio import register_memory, reserve
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+h3fio = _native
+"""By this name programs import the native module from here."""
 
 __all__ = [
     "IorPriority",
     "deregister_fd",
     "extract_mount_point",
     "force_fsync",
+    "h3fio",
     "hardlink",
     "ioring",
     "iovec",
@@ -50,20 +53,6 @@ class IorPriority(IntEnum):
     HIGH = -1
     NORMAL = 0
     LOW = 1
-
-
-class _Registration:
-    """The link that tells the daemon of shared memory. It goes with the last slice of the iovec."""
-
-    def __init__(self, link: Path) -> None:
-        weakref.finalize(self, _unregister, link, os.getpid())
-
-
-def _unregister(link: Path, maker: int) -> None:
-    # A forked child has no business with it, and a daemon that is gone none either.
-    if os.getpid() == maker:
-        with contextlib.suppress(OSError):
-            link.unlink()
 
 
 class iovec:
@@ -87,15 +76,17 @@ class ioring:
         self.ior = ior
 
     def prepare(
-        self, iov: _native.iovec, read: bool, fd: int, off: int, userdata: object = None
+        self, iov: "_native.iovec | iovec", read: bool, fd: int, off: int, userdata: object = None
     ) -> _native.ioring:
-        """Queues a read or write of all bytes of `iov`, at byte `off` of the registered file `fd`.
+        """Queues a read or write of all bytes of `iov`, a slice or a whole, at byte `off` of the file `fd`.
+
+        The file must be registered.
 
         Raises:
             OSError: EINVAL, wrong direction or no bytes; EBADF, not registered; EACCES, the file is not open
                 for it; EAGAIN, the ring is full; ECHILD, the ring was made before a fork.
         """
-        return self.ior.prepare(iov, read, fd, off, userdata)
+        return self.ior.prepare(iov.iov if isinstance(iov, iovec) else iov, read, fd, off, userdata)
 
     def submit(self) -> _native.ioring:
         """Tells the daemon of what was prepared."""
@@ -125,23 +116,26 @@ def make_iovec(shm: SharedMemory, hf3fs_mount_point: str, block_size: int = 0, n
         hf3fs_mount_point: whose daemon.
         block_size: bytes that the daemon registers at a time, and no request may straddle; 0 for all at once.
         numa: has no effect here.
+
+    Raises:
+        OSError: ENOSPC, `/dev/shm` has no room for all of `shm`; EACCES, the daemon knows another `/dev/shm`.
     """
     name = str(uuid.uuid4())
     blocks = f".b{block_size}" if block_size > 0 else ""
-    link = Path(f"{hf3fs_mount_point}/3fs-virt/iovs/{name}{blocks}")
     file = Path("/dev/shm") / shm.name.lstrip("/")
     if shm.buf is None:
         raise ValueError("the shared memory is closed")
     # A mapping of our own: closing `shm` takes nothing away from a slice or a request in flight.
     with file.open("r+b") as opened:
+        # Python reserves nothing: a full /dev/shm would be SIGBUS at the first touch.
+        reserve(opened.fileno(), os.fspath(file), len(shm.buf))
         memory = mmap.mmap(opened.fileno(), len(shm.buf))
-    link.symlink_to(file)
-    registration = _Registration(link)
-    keep_alive(hf3fs_mount_point)
+    # It goes with the last slice of the iovec.
+    registration = register_memory(hf3fs_mount_point, name + blocks, os.fspath(file))
     iov = _native.iovec(
         memory, name, hf3fs_mount_point, block_size, numa, registration=registration, alias=shm.buf
     )
-    return iovec(iov, str(link))
+    return iovec(iov, os.fspath(registration.link))
 
 
 def make_ioring(
@@ -172,12 +166,22 @@ def make_ioring(
     )
 
 
-def punch_hole(file: str | int, start: list[int], end: list[int], flags: int = 0) -> None:
+def punch_hole(
+    filename: str | int | None = None,
+    start: list[int] | None = None,
+    end: list[int] | None = None,
+    flags: int = 0,
+    *,
+    fd: int | None = None,
+) -> None:
     """Frees the blocks of bytes `start[i]` to `end[i]` (not included) of a file, given by name or fd."""
-    if isinstance(file, int):
-        _native.punch_hole(file, start, end, flags)
+    given = filename if fd is None else fd
+    if given is None or start is None or end is None:
+        raise TypeError("punch_hole wants a file name or an fd, and the starts and ends of the ranges")
+    if isinstance(given, int):
+        _native.punch_hole(given, start, end, flags)
         return
-    fd = os.open(file, os.O_RDWR)
+    fd = os.open(given, os.O_RDWR)
     try:
         _native.punch_hole(fd, start, end, flags)
     finally:

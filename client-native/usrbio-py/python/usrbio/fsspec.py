@@ -5,13 +5,14 @@
     with fsspec.open("usrbio:///mnt/data/train.bin") as file:
         head = file.read(4096)
 
-It is the local file system on a USRBIO mount; what it reads goes through a ring.
+It is the local file system on a USRBIO mount; what it reads goes through a ring. Threads share a bounded
+number of rings and at most 64 MiB of shared memory; where there is too little for any, files are read
+through the mount.
 `UsrbioFileSystem.cat_ranges`, which zarr and others call with many ranges, is one batch.
 """
 
 import os
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -20,9 +21,8 @@ from typing import Any, NamedTuple
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 from fsspec.spec import AbstractBufferedFile  # type: ignore[import-untyped]
 
-from usrbio._files import File, Mount
-from usrbio._iov import Iov
-from usrbio._ring import Ring
+from usrbio._files import File
+from usrbio._pool import Pools, Tool
 
 _DEPTH = 64
 """Reads in one batch."""
@@ -46,7 +46,11 @@ class UsrbioFileSystem(LocalFileSystem):  # type: ignore[misc]
 
     @classmethod
     def _strip_protocol(cls, path: str | os.PathLike[str]) -> str:
-        return str(super()._strip_protocol(os.fspath(path).removeprefix("usrbio://")))
+        path = os.fspath(path)
+        if path.startswith("usrbio:"):
+            # Paths are absolute: tools that keep URLs as paths leave two slashes of the three, or one.
+            path = "/" + path.removeprefix("usrbio:").lstrip("/")
+        return str(super()._strip_protocol(path))
 
     def unstrip_protocol(self, name: str) -> str:
         """The path with its protocol."""
@@ -135,56 +139,78 @@ class _Piece(NamedTuple):
     file: File
     at: int
     length: int
-
-
-class _Made(threading.local):
-    """What a thread made, by process and mount."""
-
-    def __init__(self) -> None:
-        self.tools: dict[tuple[int, int], tuple[Ring, Iov]] = {}
+    to: int
+    """Where it goes in its part."""
 
 
 class _Reader:
-    """Reads through rings: one ring and one Iov for each mount, thread and process."""
+    """Reads through the rings of a pool, or by plain reads where shared memory is too short for a ring."""
 
     def __init__(self) -> None:
-        self._made = _Made()
+        self._pools = Pools(_DEPTH)
 
     def read(self, parts: Sequence[Part]) -> list[bytes]:
         """The bytes of each part. Holes read as zeros."""
         out = [bytearray(part.last - part.first) for part in parts]
-        pieces = [
-            _Piece(index, part.file, at, min(_BLOCK, part.last - at))
-            for index, part in enumerate(parts)
-            for at in range(part.first, part.last, _BLOCK)
-        ]
-        for device, of_device in groupby(sorted(pieces, key=_device), key=_device):
-            of_mount = list(of_device)
-            ring, iov = self._tools(device, of_mount[0].file.name)
-            memory = memoryview(iov)
-            for start in range(0, len(of_mount), _DEPTH):
-                batch = of_mount[start : start + _DEPTH]
-                places = [slot * _BLOCK for slot in range(len(batch))]
-                files = [piece.file for piece in batch]
-                offsets = [piece.at for piece in batch]
-                results = ring.read(files, offsets, [piece.length for piece in batch], iov, places)
-                for piece, place, count in zip(batch, places, results, strict=True):
-                    to = piece.at - parts[piece.part].first
-                    out[piece.part][to : to + count] = memory[place : place + count]
+        numbered = sorted(enumerate(parts), key=_device)
+        for device, group in groupby(numbered, key=_device):
+            of_mount = list(group)
+            pool = self._pools.of(device, of_mount[0][1].file.name)
+            with pool.tool(_room_for(part for _, part in of_mount)) as tool:
+                if tool is None:
+                    _read_plainly(of_mount, out)
+                else:
+                    _read_by_ring(tool, of_mount, out)
         return [bytes(data) for data in out]
 
-    def _tools(self, device: int, path: str) -> tuple[Ring, Iov]:
-        made = self._made.tools
-        # A forked child inherits its parent's, and cannot use them.
-        key = (os.getpid(), device)
-        if key not in made:
-            mount = Mount(path)
-            made[key] = Ring(mount, _DEPTH), Iov(mount, _DEPTH * _BLOCK)
-        return made[key]
+
+def _device(numbered: tuple[int, Part]) -> int:
+    return numbered[1].file.device
 
 
-def _device(piece: _Piece) -> int:
-    return piece.file.device
+def _room_for(parts: Iterable[Part]) -> int:
+    """Bytes of a buffer that holds one batch of all parts."""
+    return min(_DEPTH * _BLOCK, sum(part.last - part.first for part in parts))
+
+
+def _read_by_ring(tool: Tool, parts: list[tuple[int, Part]], out: list[bytearray]) -> None:
+    memory = memoryview(tool.iov)
+    batch: list[_Piece] = []
+    places: list[int] = []
+    used = 0
+
+    def carry_out() -> None:
+        files, offsets = [piece.file for piece in batch], [piece.at for piece in batch]
+        results = tool.ring.read(files, offsets, [piece.length for piece in batch], tool.iov, places)
+        for piece, place, count in zip(batch, places, results, strict=True):
+            out[piece.part][piece.to : piece.to + count] = memory[place : place + count]
+
+    for piece in _pieces(parts, min(_BLOCK, tool.size)):
+        if len(batch) == _DEPTH or used + piece.length > tool.size:
+            carry_out()
+            batch, places, used = [], [], 0
+        batch.append(piece)
+        places.append(used)
+        used += piece.length
+    if batch:
+        carry_out()
+
+
+def _pieces(parts: list[tuple[int, Part]], longest: int) -> Iterator[_Piece]:
+    for index, part in parts:
+        for at in range(part.first, part.last, longest):
+            yield _Piece(index, part.file, at, min(longest, part.last - at), at - part.first)
+
+
+def _read_plainly(parts: list[tuple[int, Part]], out: list[bytearray]) -> None:
+    for index, part in parts:
+        memory = memoryview(out[index])
+        done = 0
+        while done < len(memory):
+            count = os.preadv(part.file.fileno(), [memory[done:]], part.first + done)
+            if count == 0:
+                break
+            done += count
 
 
 class _ReadFile(AbstractBufferedFile):  # type: ignore[misc]

@@ -1,7 +1,7 @@
 //! `ioring`: requests one at a time, answered with the iovecs that they were made of.
 
 use super::iovec::Iovec;
-use crate::error::{closed, raise, raise_prep};
+use crate::error::{closed, os_error, raise, raise_prep};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use std::mem::MaybeUninit;
@@ -64,7 +64,7 @@ impl Ioring {
         let options = RingOptions { entries, for_read, io_depth, priority, timeout_ms, flags, numa };
         let core = py
             .detach(|| Mount::at(hf3fs_mount_point).and_then(|mount| RingCore::create(&mount, &options)))
-            .map_err(raise)?;
+            .map_err(|error| os_error(error.errno(), &error))?;
         let slots = std::iter::repeat_with(|| None).take(entries as usize).collect();
         let (core, slots) = (Mutex::new(Some(Arc::new(core))), Mutex::new(slots));
         Ok(Ioring { core, slots, completed: Mutex::default() })

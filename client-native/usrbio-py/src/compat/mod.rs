@@ -10,7 +10,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::path::PathBuf;
 use usrbio::fd::TABLE;
-use usrbio::{Error, Mount, mount};
+use usrbio::{Error, Mount, Registration, mount};
 
 /// Adds all of it to the module.
 pub fn add_to(m: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -18,7 +18,9 @@ pub fn add_to(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<ioring::Ioring>()?;
     m.add_function(wrap_pyfunction!(register_fd, m)?)?;
     m.add_function(wrap_pyfunction!(deregister_fd, m)?)?;
-    m.add_function(wrap_pyfunction!(keep_alive, m)?)?;
+    m.add_class::<Memory>()?;
+    m.add_function(wrap_pyfunction!(register_memory, m)?)?;
+    m.add_function(wrap_pyfunction!(reserve, m)?)?;
     m.add_function(wrap_pyfunction!(hardlink, m)?)?;
     m.add_function(wrap_pyfunction!(punch_hole, m)?)
 }
@@ -38,12 +40,36 @@ fn deregister_fd(py: Python<'_>, fd: i32) {
     py.detach(|| TABLE.deregister(fd));
 }
 
-/// Tells the daemon of a mount that this process lives, for memory that it registers by hand.
+/// A registration of memory that the program made; it ends with this.
+#[pyclass(name = "Memory", module = "usrbio._usrbio", frozen)]
+struct Memory(Registration);
+
+#[pymethods]
+impl Memory {
+    /// The link that shows it.
+    #[getter]
+    fn link(&self) -> PathBuf {
+        self.0.link()
+    }
+}
+
+/// Registers the file `path` in `/dev/shm` with the daemon of a mount, under a name of the form of 3FS.
 #[pyfunction]
-fn keep_alive(py: Python<'_>, mount: PathBuf) -> PyResult<()> {
+fn register_memory(py: Python<'_>, mount: PathBuf, name: &str, path: PathBuf) -> PyResult<Memory> {
     let mount = Mount::at(mount).map_err(raise)?;
-    py.detach(|| mount.keep_alive());
-    Ok(())
+    py.detach(|| {
+        let made = Registration::new(&mount, name, &path)?;
+        mount.keep_alive();
+        Ok(Memory(made))
+    })
+    .map_err(raise)
+}
+
+/// Reserves the first `len` bytes of the shared memory behind `fd`. `path` is for messages.
+#[pyfunction]
+fn reserve(py: Python<'_>, fd: i32, path: PathBuf, len: u64) -> PyResult<()> {
+    let open = borrow(&fd).ok_or_else(|| raise(Error::BadFd(fd)))?;
+    py.detach(|| usrbio::shm::reserve(open, &path, len)).map_err(raise)
 }
 
 /// Links the file `target` as `link_name`, both on one mount.

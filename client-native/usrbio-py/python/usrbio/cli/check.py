@@ -3,9 +3,11 @@
 import argparse
 import contextlib
 import errno
+import itertools
 import json
 import os
 import platform
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -30,6 +32,11 @@ _LITTLE_SHM = 256 << 20
 """Shared memory that real batches soon need."""
 
 _BLOCK = 4096
+
+_READ = "a read through the ring is answered"
+
+_LOOKED_AT = 10_000
+"""Names among which a file is looked for."""
 
 
 @dataclass
@@ -66,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
 def _findings(path: str) -> Iterator[Finding]:
     yield _kernel()
     yield _shared_memory()
+    yield from _memory_limit()
     try:
         mount = usrbio.Mount(path)
     except OSError as error:
@@ -105,6 +113,29 @@ def _shared_memory() -> Finding:
     )
 
 
+def _memory_limit() -> Iterator[Finding]:
+    """What lies in shared memory counts as memory of the container."""
+    limit = _container_limit()
+    with contextlib.suppress(OSError):
+        space = os.statvfs("/dev/shm")
+        total = space.f_blocks * space.f_frsize
+        if limit is not None and total > limit:
+            yield Finding(
+                "note",
+                f"{human(total)} of shared memory are more than the container's limit of {human(limit)}",
+                "an Iov beyond the limit ends the program (OOMKilled): raise resources.limits.memory, or "
+                "lower the annotation kube3fs.io/shm-size",
+            )
+
+
+def _container_limit() -> int | None:
+    """Bytes of memory that this container may have."""
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            return int(Path(path).read_text())
+    return None
+
+
 def _no_mount_advice(error: OSError) -> str:
     if error.errno == errno.ENOENT:
         return "give a path that exists"
@@ -124,7 +155,7 @@ def _ring(mount: usrbio.Mount, path: str) -> Iterator[Finding]:
                 make()
             except (OSError, ValueError) as error:
                 text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-                yield Finding("fail", f"{what}: {text}", _ring_advice(error))
+                yield Finding("fail", f"{what}: {text}", _ring_advice(error, what == _READ))
                 return
             yield Finding("ok", what)
 
@@ -141,14 +172,18 @@ def _steps(
 
     yield "an Iov can be registered", lambda: iovs.append(stack.enter_context(usrbio.Iov(mount, _BLOCK)))
     yield "a ring can be registered", lambda: rings.append(stack.enter_context(usrbio.Ring(mount, 1)))
-    yield "a read through the ring is answered", read
+    yield _READ, read
 
 
 @contextlib.contextmanager
 def _some_file(path: str) -> Iterator[usrbio.File]:
-    """The file at `path`, or one without a name in that directory."""
+    """The file at `path`; or a new one in that directory, or where none can be made, any that can be read."""
     if not Path(path).is_dir():
         with usrbio.File(path) as file:
+            yield file
+        return
+    if not os.access(path, os.W_OK):
+        with _first_file(path) as file:
             yield file
         return
     with tempfile.NamedTemporaryFile(dir=path, prefix=".usrbio-check-") as temporary:
@@ -158,12 +193,34 @@ def _some_file(path: str) -> Iterator[usrbio.File]:
             yield file
 
 
-def _ring_advice(error: Exception) -> str:
+def _first_file(path: str) -> usrbio.File:
+    """A file below `path` that has something to read, of the first names there."""
+    names = ((folder, name) for folder, _, names in os.walk(path) for name in names)
+    for folder, name in itertools.islice(names, _LOOKED_AT):
+        with contextlib.suppress(OSError):
+            found = Path(folder, name)
+            if stat.S_ISREG(found.lstat().st_mode) and found.stat().st_size:
+                return usrbio.File(found)
+    raise PermissionError(errno.EACCES, "there is no file to read, and none may be made")
+
+
+def _ring_advice(error: Exception, reading: bool) -> str:
     if isinstance(error, TimeoutError):
         return "the daemon does not answer: look at its log"
     code = error.errno if isinstance(error, OSError) else None
-    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if reading and code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "give a file below the mount that you may read"
+    if code == errno.EROFS:
+        return (
+            "the mount is read-only, and its daemon too old for rings there: update it, or mount it writable"
+        )
+    if code == errno.EACCES:
+        return (
+            "if the pod mounts a volume of its own at /dev/shm, remove it: with the label kube3fs.io/inject "
+            "it gets one that the daemon knows; a container shares the daemon's by a bind mount"
+        )
+    if code == errno.EPERM:
+        return "a pod with hostUsers: false needs a mount that is not read-only"
     if code == errno.ENOENT:
         return "the daemon cannot see this process's /dev/shm: share it with the daemon (bind mount)"
     return ""
