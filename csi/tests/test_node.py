@@ -281,7 +281,7 @@ async def test_a_group_gets_what_root_left_to_others(node: Node) -> None:
 async def test_a_volume_that_takes_long_to_hand_over_goes_on_between_calls(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pod's event says how far it is, other volumes are mounted meanwhile, and the last call finds it done."""
+    """The pod's event says how far it is, others are mounted meanwhile, and the last call finds it done."""
     may_end = threading.Event()
 
     def slow(_path: Path, _group: int, progress: Callable[[int], None]) -> None:

@@ -100,7 +100,7 @@ def flipping(volume: Path, secret: Path) -> Callable[[], None]:
 
 
 def test_copies_of_a_volume_in_use_hold_nothing_of_the_node(backend: Backend, secret: Path) -> None:
-    """A pod that exchanges folders and links while clones, snapshots and restores are made gets only its own."""
+    """A pod that exchanges folders and links while clones, snapshots and restores are made gets its own."""
     backend.create("v1", MIB, None, ignore)
     with meanwhile(flipping(backend.path("volume", "v1"), secret)):
         for number in range(ROUNDS):
@@ -241,7 +241,7 @@ def apply(top: Path, secret: Path, step: tuple[str, int, int]) -> None:
 def test_random_trees_that_change_under_way(
     tmp_path: Path, secret: Path, before: list[tuple[str, int, int]], changes: list[tuple[str, int, int]]
 ) -> None:
-    """Whatever its owner does meanwhile, a copy ends and holds only the tree's own, and so does its removal."""
+    """Whatever its owner does, a copy ends and holds only the tree's own, and so does its removal."""
     source, target = tmp_path / "source", tmp_path / "target"
     for folder in (source, target):
         folder.mkdir()

@@ -3,7 +3,7 @@
 use crate::control::client::{Client, ClientError};
 use crate::control::message::{Listed, Named, Request, Stats};
 use crate::metrics_http::Address;
-use crate::{ring, run, standalone};
+use crate::{logging, ring, run, standalone};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -70,6 +70,8 @@ Exit codes: 0 stopped, 2 wrong arguments, 3 not root, 4 no /dev/fuse, 5-6 DIR, 7
         /// Only this session.
         session: Option<String>,
     },
+    /// Find out whether a daemon makes progress: storage that hangs is no reason to start it anew.
+    Health(Ask),
     /// Let a daemon finish what runs and take nothing new, so that a successor can take over.
     Drain(Ask),
     /// What the daemon runs to allocate a client's memory on the client's account.
@@ -127,7 +129,7 @@ fn cluster(text: &str) -> Result<String, String> {
 impl Cli {
     /// Does what was asked. Errors are printed here, one sentence each.
     pub fn run(self) -> ExitCode {
-        run::start_logging(self.verbose, self.log_format);
+        logging::start(self.verbose, self.log_format);
         let (verbose, log_format) = (self.verbose, self.log_format);
         let result = match self.command {
             Command::Daemon { socket, state_dir, metrics } => {
@@ -137,6 +139,7 @@ impl Cli {
                 .map_err(|e| (e.exit_code(), e.to_string())),
             Command::List(ask) => ask.list().map_err(|e| (1, e.to_string())),
             Command::Stats { ask, session } => ask.stats(session).map_err(|e| (1, e.to_string())),
+            Command::Health(ask) => ask.health().map_err(|e| (1, e.to_string())),
             Command::Drain(ask) => ask.drain().map_err(|e| (1, e.to_string())),
             Command::Reserve { procs, len } => return ExitCode::from(ring::reserve_as_helper(&procs, len)),
         };
@@ -193,7 +196,7 @@ impl Ask {
             return print_json(&sessions);
         }
         let mut rows = vec![
-            ["SESSION", "CLUSTER", "RINGS", "IOVS", "IOV MEMORY", "MODE", "MOUNT POINT"]
+            ["SESSION", "CLUSTER", "RINGS", "IOVS", "IOV MEMORY", "HUNG", "MODE", "MOUNT POINT"]
                 .map(str::to_owned)
                 .to_vec(),
         ];
@@ -209,6 +212,7 @@ impl Ask {
                 s.rings.to_string(),
                 s.iovs.to_string(),
                 human(s.iov_bytes),
+                s.hung.to_string(),
                 mode.to_owned(),
                 s.mount_point.display().to_string(),
             ]);
@@ -246,6 +250,14 @@ impl Ask {
             }
         }
         print_table(&rows)
+    }
+
+    fn health(&self) -> Result<(), ClientError> {
+        self.ask::<Value>(&Request::Health, None)?;
+        if self.json {
+            return print_json(&self.ask::<Value>(&Request::Hello, None)?.first());
+        }
+        print("healthy\n")
     }
 
     fn drain(&self) -> Result<(), ClientError> {

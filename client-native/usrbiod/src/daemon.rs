@@ -13,17 +13,21 @@ use crate::metrics::Sample;
 use crate::ring::Engine;
 use crate::session::{Session, SessionConfig, SessionFds, Shared};
 use crate::state::{OpenError, SessionState};
-use crate::types::Result;
+use crate::types::{Errno, Hung, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::FileType;
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
-/// Longest time that ending or draining waits for I/O that is running.
+/// Longest time that the end of the process waits for I/O that is running.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest time for which `drain` stops all sessions in vain.
+const PAUSE: Duration = Duration::from_secs(10);
+/// Longest time that `detach` waits for what runs; ask again then.
+const DETACH: Duration = Duration::from_secs(5);
 
 /// Most `O_PATH` fds that are cached; half of what the process may open, if that is less.
 const CACHED_FDS: u64 = 1 << 16;
@@ -36,6 +40,8 @@ pub struct Daemon {
     /// Names that are being attached, detached or drained.
     reserved: Mutex<HashSet<String>>,
     draining: AtomicBool,
+    /// Nothing runs in this process any more, nor will.
+    drained: Mutex<bool>,
     next_number: AtomicU32,
 }
 
@@ -44,6 +50,8 @@ struct Attached {
     session: Arc<Session>,
     backing: OwnedFd,
     shm: Option<OwnedFd>,
+    /// The lock that says that this process serves the session: no other can, before all its threads are gone.
+    serving: Option<OwnedFd>,
 }
 
 /// The fds of one session by their keys.
@@ -79,6 +87,7 @@ impl Daemon {
             sessions: Mutex::default(),
             reserved: Mutex::default(),
             draining: AtomicBool::new(false),
+            drained: Mutex::new(false),
             next_number: AtomicU32::new(1),
         });
         *weak.lock().unwrap_or_else(|e| e.into_inner()) = Arc::downgrade(&daemon);
@@ -113,6 +122,7 @@ impl Daemon {
 
     /// Body of `hello`.
     pub fn hello(&self) -> Hello {
+        let hung = self.hung().values().map(|hung| hung.requests).sum();
         Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             protocol: PROTOCOL,
@@ -120,6 +130,7 @@ impl Daemon {
             ops: OPS.map(str::to_owned).to_vec(),
             draining: self.draining.load(Ordering::SeqCst),
             sessions: self.sessions().len(),
+            hung,
             kernel: kernel(),
         }
     }
@@ -143,9 +154,14 @@ impl Daemon {
         if self.sessions().contains_key(&name) {
             return Err(Refusal::SessionExists { session: name });
         }
+        // First: whoever serves it may do so on storage that does not answer.
+        let serving = resume.then(|| self.take_over(&name)).transpose()?;
         check_fds(&fds)?;
-        let state = self.open_state(&name, resume, fds.shm.as_ref())?;
-        self.start(config, fds, kept, state, resume).map_err(|errno| {
+        let (state, serving) = match serving {
+            Some(serving) => self.resume_state(&name, serving)?,
+            None => self.make_state(&name, fds.shm.as_ref())?,
+        };
+        self.start(config, fds, kept, (state, serving), resume).map_err(|errno| {
             if !resume {
                 self.remove_state(&name);
             }
@@ -158,7 +174,7 @@ impl Daemon {
         config: SessionConfig,
         fds: SessionFds,
         kept: HashMap<String, OwnedFd>,
-        state: SessionState,
+        (state, serving): (SessionState, OwnedFd),
         resume: bool,
     ) -> Result<()> {
         let (backing, shm) = (dup(&fds.backing)?, fds.shm.as_ref().map(dup).transpose()?);
@@ -173,7 +189,8 @@ impl Daemon {
             tracing::error!(session = name, %errno, "requests that were being worked on are lost: their callers hang");
         }
         // The pool may find at once that the mount is gone, and then looks for the session here.
-        self.sessions().insert(name.clone(), Attached { session: session.clone(), backing, shm });
+        let serving = Some(serving);
+        self.sessions().insert(name.clone(), Attached { session: session.clone(), backing, shm, serving });
         if let Err(errno) = self.shared.pool.add(session.clone()) {
             self.sessions().remove(&name);
             self.shared.pool.answer(self.shared.locks.detach(number));
@@ -187,32 +204,50 @@ impl Daemon {
         Ok(())
     }
 
-    fn open_state(&self, name: &str, resume: bool, shm: Option<&OwnedFd>) -> Result<SessionState, Refusal> {
-        let session = || name.to_owned();
-        let failed = |errno| Refusal::Failed { what: "opening the state", session: session(), errno };
-        let exists = SessionState::exists(&self.state_dir, name);
-        if resume && !exists {
-            return Err(Refusal::NoState { session: session() });
+    /// The lock that says that we serve a session that another process served.
+    fn take_over(&self, name: &str) -> Result<OwnedFd, Refusal> {
+        if !SessionState::exists(&self.state_dir, name) {
+            return Err(Refusal::NoState { session: name.to_owned() });
         }
-        if !resume && exists {
-            // It belongs to a mount that is gone; its semaphores may lie where ours will.
+        self.lock_state(name).map_err(|errno| unopened(name, errno))
+    }
+
+    /// The state of a new session, and the lock that says that we serve it.
+    fn make_state(&self, name: &str, shm: Option<&OwnedFd>) -> Result<(SessionState, OwnedFd), Refusal> {
+        let failed = |errno| unopened(name, errno);
+        if SessionState::exists(&self.state_dir, name) {
+            // It belongs to a mount that is gone, and to nobody who still works on it; its semaphores may lie where ours will.
+            let _old = self.lock_state(name).map_err(failed)?;
             if let (Some(shm), Ok(old)) = (shm, SessionState::leftover_header(&self.state_dir, name)) {
                 crate::ring::remove_semaphores(shm, &old);
             }
             SessionState::remove(&self.state_dir, name).map_err(failed)?;
         }
-        SessionState::open(&self.state_dir, name).map_err(|error| {
-            if !resume {
-                self.remove_state(name);
-            }
-            match error {
-                OpenError::System(errno) => failed(errno),
-                OpenError::Refused(why) => {
-                    tracing::error!(session = name, why, "the state cannot be taken over");
-                    Refusal::StateVersion { session: session(), why }
-                }
-            }
-        })
+        let state = SessionState::open(&self.state_dir, name).map_err(|error| {
+            self.remove_state(name);
+            not_opened(name, error)
+        })?;
+        Ok((state, self.lock_state(name).map_err(failed)?))
+    }
+
+    /// The state of a session that another process served, and the lock, which `serving` is or was.
+    fn resume_state(&self, name: &str, serving: OwnedFd) -> Result<(SessionState, OwnedFd), Refusal> {
+        let state = SessionState::open(&self.state_dir, name).map_err(|error| not_opened(name, error))?;
+        let failed = |errno| unopened(name, errno);
+        let file = rustix::fs::statat(&self.state_dir, format!("{name}.state"), AtFlags::SYMLINK_NOFOLLOW);
+        let is_it = rustix::fs::fstat(&serving).map_err(failed)?.st_ino == file.map_err(failed)?.st_ino;
+        // One that was migrated is another file.
+        let serving = if is_it { serving } else { self.lock_state(name).map_err(failed)? };
+        Ok((state, serving))
+    }
+
+    /// Says that this process serves a session. The kernel keeps the lock until all threads of the process are gone, also one
+    /// that waits for storage while it is killed. `EWOULDBLOCK`: another process has it.
+    fn lock_state(&self, name: &str) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::openat(&self.state_dir, format!("{name}.state"), flags, Mode::empty())?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(file)
     }
 
     fn remove_state(&self, name: &str) -> bool {
@@ -223,13 +258,21 @@ impl Daemon {
         removed.is_ok()
     }
 
-    /// Stops to serve a mount, and removes everything of the session.
+    /// Stops to serve a mount, and removes everything of the session. Refused while something of it runs: nobody else may have
+    /// what it works on. Its requests are not read any more by then; ask again.
     pub fn detach(&self, name: &str) -> Result<(), Refusal> {
         self.session(name)?;
         let _reserved = self.reserve(name)?;
+        // After the reservation, as in `attach`: from then on the state is the successor's.
+        if self.draining.load(Ordering::SeqCst) {
+            return Err(Refusal::Draining);
+        }
         let session = self.session(name)?;
-        if let Err(errno) = self.shared.pool.remove(name) {
-            tracing::warn!(session = name, %errno, "FUSE requests are still being served; they fail");
+        let deadline = Instant::now() + DETACH;
+        let idle = self.shared.pool.remove(name, DETACH).is_ok()
+            && session.rings.quiesce(deadline.saturating_duration_since(Instant::now()));
+        if !idle {
+            return Err(Refusal::StillRunning { session: name.to_owned() });
         }
         self.end(&session, false);
         Ok(())
@@ -259,14 +302,32 @@ impl Daemon {
         Ok(removed)
     }
 
-    /// The mount went away by itself. On a worker of the pool, which has dropped the session.
-    fn unmounted(&self, session: &Arc<Session>) {
-        // While its name is reserved, whoever works on it ends it; a drained one stays for the successor to find out.
-        if !self.draining.load(Ordering::SeqCst)
-            && let Ok(_reserved) = self.reserve(&session.config.name)
-        {
-            self.end(session, true);
+    /// The mount went away by itself, and its last request is done. On a worker of the pool, which has dropped the session.
+    fn unmounted(self: &Arc<Self>, session: &Arc<Session>) {
+        if session.rings.quiesce(Duration::ZERO) {
+            return self.end_unmounted(session);
         }
+        // Its rings wait for storage: that costs a thread of its own, and no worker. `detach` may be faster.
+        let (daemon, ended) = (self.clone(), session.clone());
+        let wait = move || {
+            while !ended.rings.quiesce(Duration::from_millis(100)) {}
+            daemon.end_unmounted(&ended);
+        };
+        if let Err(error) = std::thread::Builder::new().name("session-end".into()).spawn(wait) {
+            tracing::error!(%error, session = session.config.name, "the session stays until it is detached");
+        }
+    }
+
+    fn end_unmounted(&self, session: &Arc<Session>) {
+        // A drain that is under way comes first; a drained session stays for the successor to find out.
+        let drained = self.drained.lock().unwrap_or_else(|e| e.into_inner());
+        if *drained {
+            return;
+        }
+        // While its name is reserved, whoever works on it ends it.
+        let Ok(_reserved) = self.reserve(&session.config.name) else { return };
+        drop(drained);
+        self.end(session, true);
     }
 
     fn end(&self, session: &Arc<Session>, unmounted: bool) {
@@ -288,13 +349,26 @@ impl Daemon {
 
     /// Body of `list`.
     pub fn list(&self) -> Vec<Listed> {
-        self.all().iter().map(|session| listed(session)).collect()
+        let hung = self.hung();
+        self.all().iter().map(|session| listed(session, &hung)).collect()
     }
 
     /// Body of `stats`.
     pub fn stats(&self, name: &str) -> Result<Stats, Refusal> {
         let session = self.session(name)?;
-        Ok(Stats::new(listed(&session), session.config.limits, &session.metrics))
+        Ok(Stats::new(listed(&session, &self.hung()), session.config.limits, &session.metrics))
+    }
+
+    /// Do the threads that serve all sessions make progress? Storage that hangs, of however many sessions, is none of this.
+    pub fn health(&self, longest: Duration) -> Result<(), Refusal> {
+        self.hung();
+        if !self.shared.pool.probe(longest / 2) {
+            return Err(Refusal::Stuck { what: "FUSE workers" });
+        }
+        if !self.shared.engine.probe(longest / 2) {
+            return Err(Refusal::Stuck { what: "rings" });
+        }
+        Ok(())
     }
 
     /// The volume of a session has grown, or was measured.
@@ -305,10 +379,10 @@ impl Daemon {
 
     /// What a scrape sees.
     pub fn samples(&self) -> Vec<Sample> {
+        let hung = self.hung();
         let sample = |session: Arc<Session>| {
-            let Listed { rings, iovs, iov_bytes, .. } = listed(&session);
-            let metrics = session.metrics.clone();
-            Sample { session: session.config.name.clone(), metrics, rings, iovs, iov_bytes }
+            let listed = listed(&session, &hung);
+            Sample { metrics: session.metrics.clone(), listed }
         };
         self.all().into_iter().map(sample).collect()
     }
@@ -327,30 +401,99 @@ impl Daemon {
         Ok(all)
     }
 
-    /// Takes no sessions any more, lets what runs finish, and returns when this process does nothing any more. A
+    /// Takes no sessions any more, lets what runs finish, and returns when nothing runs in this process any more, nor will. A
     /// successor may then attach the sessions with `resume`.
+    ///
+    /// Refused when something does not finish: the daemon goes on as before then. All sessions stand still for [`PAUSE`] at
+    /// most, and not at all while it can be seen that a request hangs: others do not wait for one session's storage.
     pub fn drain(&self) -> Result<(), Refusal> {
+        let mut drained = self.drained.lock().unwrap_or_else(|e| e.into_inner());
+        if *drained {
+            return Ok(());
+        }
+        if let Some((session, hung)) = self.hung().into_iter().max_by_key(|(_, hung)| hung.oldest) {
+            let what = format!("{} requests of session {session}", hung.requests);
+            return Err(Refusal::Busy { what, seconds: hung.oldest.as_secs() });
+        }
         self.draining.store(true, Ordering::SeqCst);
-        let deadline = Instant::now() + PATIENCE;
-        let busy = || Refusal::Busy { seconds: PATIENCE.as_secs() };
-        while !self.reserved.lock().unwrap_or_else(|e| e.into_inner()).is_empty() {
-            if Instant::now() > deadline {
-                return Err(busy());
-            }
-            std::thread::sleep(Duration::from_millis(5));
+        if let Err(what) = self.stand_still(PAUSE) {
+            self.go_on();
+            return Err(Refusal::Busy { what, seconds: PAUSE.as_secs() });
         }
+        self.finish();
+        *drained = true;
+        Ok(())
+    }
+
+    /// Ends serving, before the process ends: as [`drain`](Self::drain), and what does not finish in half a minute is left to
+    /// the kernel, which keeps the process until it is done.
+    pub fn stop(&self) -> Result<(), Refusal> {
+        let mut drained = self.drained.lock().unwrap_or_else(|e| e.into_inner());
+        if *drained {
+            return Ok(());
+        }
+        self.draining.store(true, Ordering::SeqCst);
+        let still = self.stand_still(PATIENCE);
+        still.map_err(|what| Refusal::Busy { what, seconds: PATIENCE.as_secs() })?;
+        self.finish();
+        *drained = true;
+        Ok(())
+    }
+
+    /// Begins nothing any more, and waits until nothing runs; otherwise what runs.
+    fn stand_still(&self, longest: Duration) -> Result<(), String> {
+        let deadline = Instant::now() + longest;
+        let wait_for = |what: &dyn Fn() -> Option<String>| {
+            while let Some(what) = what() {
+                if Instant::now() > deadline {
+                    return Err(what);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(())
+        };
+        wait_for(&|| {
+            let reserved = self.reserved.lock().unwrap_or_else(|e| e.into_inner());
+            reserved.iter().next().map(|name| format!("calls that attach or detach session {name}"))
+        })?;
         let sessions = self.all();
-        for session in &sessions {
-            self.shared.pool.remove(&session.config.name).map_err(|_| busy())?;
+        sessions.iter().for_each(|session| session.rings.pause());
+        self.shared.pool.pause();
+        wait_for(&|| {
+            let ring = || sessions.iter().find(|s| !s.rings.is_idle()).map(|s| s.config.name.clone());
+            self.shared.pool.running().or_else(ring).map(|name| match name.as_str() {
+                "" => "calls that clean up after clients".to_owned(),
+                name => format!("requests of session {name}"),
+            })
+        })
+    }
+
+    fn go_on(&self) {
+        self.draining.store(false, Ordering::SeqCst);
+        self.shared.pool.go_on();
+        for session in self.all() {
+            session.rings.go_on();
         }
-        for session in &sessions {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if !session.rings.quiesce(left) {
-                return Err(busy());
-            }
+    }
+
+    /// Nothing runs: leaves the sessions to whoever locks their states next.
+    fn finish(&self) {
+        let mut sessions = self.sessions();
+        for attached in sessions.values_mut() {
+            attached.session.rings.quiesce(Duration::ZERO);
+            attached.serving = None;
         }
         tracing::info!(sessions = sessions.len(), "drained");
-        Ok(())
+    }
+
+    /// Sessions of which requests hang, by name.
+    pub fn hung(&self) -> BTreeMap<String, Hung> {
+        let fuse = self.shared.pool.hung();
+        let hung = |session: Arc<Session>| {
+            let hung = fuse.get(&session.number).copied().unwrap_or_default().and(session.rings.hung());
+            (hung.requests > 0).then(|| (session.config.name.clone(), hung))
+        };
+        self.all().into_iter().filter_map(hung).collect()
     }
 }
 
@@ -381,11 +524,31 @@ impl Attached {
     }
 }
 
+/// Why the state of a session was not had.
+fn unopened(session: &str, errno: Errno) -> Refusal {
+    let session = session.to_owned();
+    match errno {
+        Errno::WOULDBLOCK => Refusal::StillServed { session },
+        errno => Refusal::Failed { what: "opening the state", session, errno },
+    }
+}
+
+fn not_opened(session: &str, error: OpenError) -> Refusal {
+    match error {
+        OpenError::System(errno) => unopened(session, errno),
+        OpenError::Refused(why) => {
+            tracing::error!(session, why, "the state cannot be taken over");
+            Refusal::StateVersion { session: session.to_owned(), why }
+        }
+    }
+}
+
 fn dup(fd: &OwnedFd) -> Result<OwnedFd> {
     rustix::io::fcntl_dupfd_cloexec(fd, 0)
 }
 
-fn listed(session: &Session) -> Listed {
+fn listed(session: &Session, hung: &BTreeMap<String, Hung>) -> Listed {
+    let hung = hung.get(&session.config.name).copied().unwrap_or_default();
     let objects = session.rings.list();
     let rings = objects.iter().filter(|o| o.is_ring).count() as u64;
     Listed {
@@ -397,6 +560,8 @@ fn listed(session: &Session) -> Listed {
         rings,
         iovs: objects.len() as u64 - rings,
         iov_bytes: objects.iter().filter(|o| !o.is_ring).map(|o| o.len).sum(),
+        hung: hung.requests,
+        hung_seconds: hung.oldest.as_secs(),
     }
 }
 

@@ -15,6 +15,7 @@ pub mod control;
 pub mod daemon;
 pub mod fs;
 pub mod fuse;
+pub mod logging;
 pub mod metrics;
 pub mod metrics_http;
 pub mod mounts;

@@ -1,5 +1,6 @@
 //! Counters and histograms, in the OpenMetrics text format.
 
+use crate::control::message::Listed;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -89,16 +90,10 @@ impl Latency {
 /// One session at the time of a scrape.
 #[derive(Debug, Clone)]
 pub struct Sample {
-    /// Its name: the label `session`.
-    pub session: String,
+    /// Its name (the label `session`), and what it has registered.
+    pub listed: Listed,
     /// Its counters.
     pub metrics: Arc<SessionMetrics>,
-    /// Rings registered.
-    pub rings: u64,
-    /// Iovs registered.
-    pub iovs: u64,
-    /// Bytes of these Iovs.
-    pub iov_bytes: u64,
 }
 
 /// All metrics of the daemon; made once, encoded at each scrape.
@@ -148,7 +143,7 @@ fn load(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 
-fn numbers() -> [Number; 8] {
+fn numbers() -> [Number; 10] {
     const DIRECTIONS: Option<(&str, &[&str])> = Some(("direction", &["read", "write"]));
     let counter =
         |name, help, unit, label, value| Number { name, help, unit, kind: MetricType::Counter, label, value };
@@ -178,9 +173,17 @@ fn numbers() -> [Number; 8] {
                 load(if write == 1 { &s.metrics.fuse_write_bytes } else { &s.metrics.fuse_read_bytes })
             },
         ),
-        gauge("rings", "Rings registered", None, |s, _| s.rings),
-        gauge("iovs", "Iovs registered", None, |s, _| s.iovs),
-        gauge("iov_size", "Bytes of the Iovs that are registered", Some(Unit::Bytes), |s, _| s.iov_bytes),
+        gauge("rings", "Rings registered", None, |s, _| s.listed.rings),
+        gauge("iovs", "Iovs registered", None, |s, _| s.listed.iovs),
+        gauge("iov_size", "Bytes of the Iovs that are registered", Some(Unit::Bytes), |s, _| {
+            s.listed.iov_bytes
+        }),
+        gauge("hung_requests", "Requests whose storage has not answered for seconds", None, |s, _| {
+            s.listed.hung
+        }),
+        gauge("oldest_hung_request", "Age of the oldest of these", Some(Unit::Seconds), |s, _| {
+            s.listed.hung_seconds
+        }),
     ]
 }
 
@@ -213,7 +216,7 @@ fn encode_number(mut metric: MetricEncoder, number: &Number, samples: &[Sample])
     let (label, values) = number.label.unwrap_or(("", &[""]));
     for sample in samples {
         for (index, value) in values.iter().enumerate() {
-            let labels = [("session", sample.session.as_str()), (label, *value)];
+            let labels = [("session", sample.listed.session.as_str()), (label, *value)];
             let labels = &labels[..if label.is_empty() { 1 } else { 2 }];
             let count = (number.value)(sample, index);
             let mut metric = metric.encode_family(&labels)?;
@@ -240,7 +243,7 @@ fn encode_latencies(mut metric: MetricEncoder, samples: &[Sample]) -> fmt::Resul
             let sum = load(&latency.sum_ns) as f64 / 1e9;
             let count = buckets.iter().map(|(_, count)| count).sum();
             metric
-                .encode_family(&[("session", sample.session.as_str()), ("kind", kind)])?
+                .encode_family(&[("session", sample.listed.session.as_str()), ("kind", kind)])?
                 .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
         }
     }
@@ -250,6 +253,25 @@ fn encode_latencies(mut metric: MetricEncoder, samples: &[Sample]) -> fmt::Resul
 /// Seconds that bucket `index` reaches to.
 fn upper_bound(index: usize, buckets: usize) -> f64 {
     if index + 1 == buckets { f64::INFINITY } else { (1_u64 << index) as f64 / 1e6 }
+}
+
+#[cfg(test)]
+impl Sample {
+    pub(crate) fn of_tests(session: String) -> Sample {
+        let listed = Listed {
+            session,
+            cluster: "test".to_owned(),
+            mount_point: "/mnt".into(),
+            read_only: false,
+            passthrough: true,
+            rings: 1,
+            iovs: 2,
+            iov_bytes: 4096,
+            hung: 3,
+            hung_seconds: 17,
+        };
+        Sample { listed, metrics: Arc::default() }
+    }
 }
 
 #[cfg(test)]
@@ -263,8 +285,8 @@ mod tests {
         metrics.ring_latency.observe(Duration::from_micros(3));
         metrics.ring_latency.observe(Duration::from_secs(9));
         Metrics::new(move || {
-            let session = "pod-a".to_owned();
-            vec![Sample { session, metrics: metrics.clone(), rings: 1, iovs: 2, iov_bytes: 4096 }]
+            let of_tests = Sample::of_tests("pod-a".to_owned());
+            vec![Sample { metrics: metrics.clone(), ..of_tests }]
         })
         .text()
     }
@@ -301,6 +323,8 @@ mod tests {
             r#"usrbiod_ring_requests_total{session="pod-a",direction="read"} 7"#,
             r#"usrbiod_rejected_requests_total{session="pod-a",reason="permission"} 2"#,
             r#"usrbiod_iov_size_bytes{session="pod-a"} 4096"#,
+            r#"usrbiod_hung_requests{session="pod-a"} 3"#,
+            r#"usrbiod_oldest_hung_request_seconds{session="pod-a"} 17"#,
             r#"usrbiod_request_duration_seconds_count{session="pod-a",kind="ring"} 2"#,
             r#"usrbiod_request_duration_seconds_bucket{le="0.000004",session="pod-a",kind="ring"} 1"#,
             r#"usrbiod_request_duration_seconds_bucket{le="+Inf",session="pod-a",kind="ring"} 2"#,

@@ -1,6 +1,5 @@
-//! `usrbiod daemon`: one thread for the control socket, signals and `/metrics`.
+//! `usrbiod daemon`: one thread for the control socket and signals.
 
-use crate::cli::LogFormat;
 use crate::control::server;
 use crate::control::socket::{BindError, Listener};
 use crate::daemon::Daemon;
@@ -14,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 /// Why the daemon cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -40,8 +38,9 @@ pub fn daemon(socket: &Path, state_dir: &Path, metrics: Option<&Address>) -> Res
         .map_err(|error| RunError::StateDir { path: state_dir.to_owned(), error })?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        // Threads for what waits for storage; they end when nothing was asked for a while.
-        .max_blocking_threads(8)
+        // Threads for what waits for storage, so many that those of one disk leave some to others; they end when nothing was
+        // asked for a while.
+        .max_blocking_threads(256)
         .thread_keep_alive(Duration::from_secs(1))
         .build()?;
     runtime.block_on(async {
@@ -52,7 +51,6 @@ pub fn daemon(socket: &Path, state_dir: &Path, metrics: Option<&Address>) -> Res
             let sampled = daemon.clone();
             let all = Arc::new(Metrics::new(move || sampled.samples()));
             metrics_http::start(address, all)
-                .await
                 .map_err(|error| RunError::Metrics { address: address.clone(), error })?;
         }
         // Last: whoever can connect finds everything else ready.
@@ -63,7 +61,7 @@ pub fn daemon(socket: &Path, state_dir: &Path, metrics: Option<&Address>) -> Res
             _ = terminate.recv() => (),
             _ = interrupt.recv() => (),
         }
-        let drained = tokio::task::spawn_blocking(move || daemon.drain()).await;
+        let drained = tokio::task::spawn_blocking(move || daemon.stop()).await;
         if let Ok(Err(refusal)) = drained {
             tracing::warn!(%refusal, "ending all the same");
         }
@@ -84,22 +82,4 @@ fn raise_fd_limit() {
     if let Err(errno) = rustix::process::setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%errno, "cannot raise the limit of open files");
     }
-}
-
-/// Log lines go to stderr. `RUST_LOG` overrides `-v`.
-pub fn start_logging(verbose: u8, format: LogFormat) {
-    let level = match verbose {
-        0 => "info",
-        1 => "debug",
-        _ => "trace",
-    };
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("warn,usrbiod={level}")));
-    let lines =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    // It fails only if logging was started already.
-    let _ = match format {
-        LogFormat::Json => lines.json().flatten_event(true).try_init(),
-        LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
-    };
 }

@@ -93,6 +93,8 @@ pub struct Session {
     pub config: SessionConfig,
     /// Unique in the daemon; the session's name in lock owners and among the pool's events.
     pub number: u32,
+    /// The file system that the backing directory lies on: what hangs together.
+    pub device: u64,
     /// Locks of all sessions of the daemon.
     pub locks: Arc<LockTable>,
     /// The `/dev/fuse` fd.
@@ -141,6 +143,7 @@ impl Session {
         number: u32,
         mut kept: Option<HashMap<String, OwnedFd>>,
     ) -> Result<(Session, usize)> {
+        let device = crate::sys::device::of(&fds.backing)?;
         let asked = asked(config.passthrough, config.idmap);
         let channel = Arc::new(Channel::new(fds.fuse, asked, &state.header(), &shared.notifier)?);
         let metrics = Arc::new(SessionMetrics::default());
@@ -167,6 +170,7 @@ impl Session {
         rings.sweep();
         let conf = Arc::new(UserConf::new(state.clone(), config.read_only));
         let virt = Virt::new(Parts {
+            session: config.name.clone(),
             cluster: config.cluster.clone(),
             mount_point: config.mount_point.clone(),
             read_only: config.read_only,
@@ -181,6 +185,6 @@ impl Session {
         });
         let locks = shared.locks.clone();
         locks.attach(number, state.clone());
-        Ok((Session { config, number, locks, channel, state, metrics, fs, rings, conf, virt }, lost))
+        Ok((Session { config, number, device, locks, channel, state, metrics, fs, rings, conf, virt }, lost))
     }
 }

@@ -1,6 +1,7 @@
 //! Words that every part of the daemon shares.
 
 pub use rustix::io::Errno;
+use std::time::Duration;
 pub use usrbio_wire::Ino;
 
 /// What an operation answers: a value, or the errno that the caller sees.
@@ -96,4 +97,31 @@ pub struct Entry {
     pub node: NodeId,
     /// Its attributes.
     pub attr: Attr,
+}
+
+/// Requests that do not come to an end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Hung {
+    /// How many.
+    pub requests: u64,
+    /// Age of the oldest.
+    pub oldest: Duration,
+}
+
+impl Hung {
+    /// Requests older than this hang.
+    pub const AFTER: Duration = Duration::from_secs(5);
+
+    /// Requests of that age, if they hang.
+    pub fn add(&mut self, requests: u64, age: Duration) {
+        if requests > 0 && age >= Hung::AFTER {
+            self.requests += requests;
+            self.oldest = self.oldest.max(age);
+        }
+    }
+
+    /// Both together.
+    pub fn and(self, other: Hung) -> Hung {
+        Hung { requests: self.requests + other.requests, oldest: self.oldest.max(other.oldest) }
+    }
 }

@@ -236,7 +236,7 @@ fn a_request_that_was_begun_or_done_is_answered_once_and_rightly() {
             eprintln!("opcode {} dies {dies:?}", case.opcode);
             (case.prepare)(&m);
             let moved = fs::symlink_metadata(m.backing("old")).map_or(0, |meta| meta.ino());
-            m.shared.pool.remove("test").unwrap();
+            m.shared.pool.remove("test", Duration::from_secs(10)).unwrap();
             let root = &m.path("");
             let successor = std::thread::scope(|scope| {
                 let caller = scope.spawn(|| (case.call)(root));
@@ -261,7 +261,7 @@ fn a_request_that_was_begun_or_done_is_answered_once_and_rightly() {
 #[test]
 fn what_somebody_else_made_is_not_taken_for_the_predecessors() {
     let m = mount(Setup { passthrough: false, ..Setup::default() });
-    m.shared.pool.remove("test").unwrap();
+    m.shared.pool.remove("test", Duration::from_secs(10)).unwrap();
     let root = &m.path("");
     let case = &cases()[0];
     std::thread::scope(|scope| {
@@ -286,7 +286,7 @@ fn open_files_and_locks_survive() {
         io::Write::write_all(&mut &file, b"before").unwrap();
         file.lock().unwrap();
         let other = File::open(m.path("file")).unwrap();
-        m.shared.pool.remove("test").unwrap();
+        m.shared.pool.remove("test", Duration::from_secs(10)).unwrap();
         let (_new, _shared) = succeed(&m, passthrough);
         io::Write::write_all(&mut &file, b" and after").unwrap();
         file.sync_all().unwrap();

@@ -49,7 +49,7 @@ fn a_directory_whose_lock_is_held_costs_one_thread_and_its_answers_do_not_wait_f
     std::fs::write(m.path("dir/old"), "").unwrap();
     let dir = m.session.fs.lookup(usrbiod::types::NodeId::ROOT, c"dir").unwrap().node;
     // From here on nobody answers: the caller of mkdir keeps the directory's lock.
-    m.shared.pool.remove("test").unwrap();
+    m.shared.pool.remove("test", Duration::from_secs(10)).unwrap();
     std::thread::scope(|scope| {
         let path = m.path("dir/new");
         let caller = scope.spawn(move || std::fs::create_dir(path));

@@ -92,6 +92,7 @@ pub fn encode(request: &Request) -> Vec<u8> {
         Request::Keep => with("keep", &none),
         Request::Give(give) => with("give", give),
         Request::Fds => with("fds", &none),
+        Request::Health => with("health", &none),
     };
     value.to_string().into_bytes()
 }

@@ -52,14 +52,22 @@ pub enum Refusal {
     Panicked,
     #[error("{what} of session {session}: {errno}; the daemon's log says more")]
     Failed { what: &'static str, session: String, errno: Errno },
+    #[error("{what} make no progress: the daemon has a defect, start it anew and report what its log says")]
+    Stuck { what: &'static str },
     #[error("the state directory cannot be read: {errno}")]
     Unlisted { errno: Errno },
     #[error(
         "session {session} is being attached or detached by another request: ask again when that is done"
     )]
     SessionBusy { session: String },
-    #[error("requests were still running after {seconds} s: ask again, or look into the backing storage")]
-    Busy { seconds: u64 },
+    #[error(
+        "{what} still run after {seconds} s, and the daemon goes on as before: ask again, or look into the backing storage"
+    )]
+    Busy { what: String, seconds: u64 },
+    #[error("another daemon still serves session {session}: drain it, or wait for its end, and ask again")]
+    StillServed { session: String },
+    #[error("requests of session {session} still run: ask again, or look into its backing storage")]
+    StillRunning { session: String },
 }
 
 impl Refusal {
@@ -84,8 +92,13 @@ impl Refusal {
             Refusal::StateVersion { .. } => "state-version",
             Refusal::Draining => "draining",
             Refusal::IsKeeper => "is-keeper",
-            Refusal::Panicked | Refusal::Failed { .. } | Refusal::Unlisted { .. } => "failed",
-            Refusal::SessionBusy { .. } | Refusal::Busy { .. } => "busy",
+            Refusal::Panicked | Refusal::Stuck { .. } | Refusal::Failed { .. } | Refusal::Unlisted { .. } => {
+                "failed"
+            }
+            Refusal::SessionBusy { .. }
+            | Refusal::Busy { .. }
+            | Refusal::StillServed { .. }
+            | Refusal::StillRunning { .. } => "busy",
         }
     }
 }

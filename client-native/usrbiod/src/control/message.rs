@@ -47,6 +47,8 @@ pub enum Request {
     Give(Give),
     /// Every fd of every session, please.
     Fds,
+    /// Does everything that serves make progress?
+    Health,
 }
 
 /// `attach`.
@@ -118,8 +120,9 @@ pub struct Give {
 struct Nothing {}
 
 /// The ops that [`parse`] knows.
-pub const OPS: [&str; 11] =
-    ["hello", "attach", "detach", "list", "stats", "space", "prune", "drain", "keep", "give", "fds"];
+pub const OPS: [&str; 12] = [
+    "hello", "attach", "detach", "list", "stats", "space", "prune", "drain", "keep", "give", "fds", "health",
+];
 
 /// Parses a message. Whatever comes of it, the `id` goes into the reply, if it could be read.
 pub fn parse(bytes: &[u8]) -> (Option<u64>, Result<Request, Refusal>) {
@@ -154,6 +157,7 @@ fn parse_op(mut fields: Map<String, Value>) -> Result<Request, Refusal> {
         "keep" => nothing(Request::Keep, fields),
         "give" => parse_fields(fields).map(Request::Give),
         "fds" => nothing(Request::Fds, fields),
+        "health" => nothing(Request::Health, fields),
         _ => Err(Refusal::UnknownOp { op: op.chars().take(64).collect() }),
     }
 }
@@ -251,6 +255,9 @@ pub struct Hello {
     pub draining: bool,
     /// Number of sessions.
     pub sessions: usize,
+    /// Requests that hang, of all sessions.
+    #[serde(default)]
+    pub hung: u64,
     /// What the kernel can do.
     pub kernel: Kernel,
 }
@@ -289,6 +296,12 @@ pub struct Listed {
     pub iovs: u64,
     /// Bytes of these Iovs.
     pub iov_bytes: u64,
+    /// Requests that hang: their storage has not answered for some seconds.
+    #[serde(default)]
+    pub hung: u64,
+    /// Age of the oldest of these.
+    #[serde(default)]
+    pub hung_seconds: u64,
 }
 
 /// Body of `stats`.

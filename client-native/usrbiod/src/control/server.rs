@@ -18,6 +18,9 @@ use std::time::Duration;
 /// Longest time that a peer may leave its replies unread.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Longest time within which the threads that serve must have come by.
+const PROBE: Duration = Duration::from_secs(4);
+
 /// Bytes of items in one message of a reply that has several; the rest of [`MAX_MESSAGE`] is for the envelope.
 const ITEM_BYTES: usize = MAX_MESSAGE - 4096;
 
@@ -153,6 +156,10 @@ impl Peer<'_> {
                 Reply::done(&json!({}))
             }
             Request::Fds => return self.fds(),
+            Request::Health => {
+                self.health().await?;
+                Reply::done(&json!({}))
+            }
         };
         Ok(vec![(body, Vec::new())])
     }
@@ -164,6 +171,18 @@ impl Peer<'_> {
     ) -> Result<T, Refusal> {
         let daemon = self.daemon.clone();
         tokio::task::spawn_blocking(move || work(&daemon)).await.unwrap_or(Err(Refusal::Panicked))
+    }
+
+    /// On a thread of its own: those for calls that wait for storage may all do so.
+    async fn health(&self) -> Result<(), Refusal> {
+        let (sender, answer) = tokio::sync::oneshot::channel();
+        let daemon = self.daemon.clone();
+        let probe = move || drop(sender.send(daemon.health(PROBE)));
+        let started = std::thread::Builder::new().name("health".into()).spawn(probe);
+        started.map_err(|_| Refusal::Stuck { what: "new threads" })?;
+        // A probe that waits for a lock which nobody lets go of does not answer.
+        let answer = tokio::time::timeout(2 * PROBE, answer).await;
+        answer.unwrap_or(Ok(Err(Refusal::Stuck { what: "sessions" }))).unwrap_or(Err(Refusal::Panicked))
     }
 
     async fn attach(&mut self, attach: Attach, fds: Vec<OwnedFd>) -> Result<(), Refusal> {

@@ -327,7 +327,8 @@ impl Opens {
                 inner.kept = true;
             }
             Err(error) => {
-                tracing::warn!(node = open.node.0, %error, "cannot be opened to be kept");
+                let session = &self.keeping.session;
+                tracing::warn!(session, node = open.node.0, %error, "cannot be opened to be kept");
                 self.kept.fetch_sub(1, Ordering::AcqRel);
             }
         }
@@ -397,7 +398,8 @@ impl Opens {
         if let Passthrough::Id(id) = passthrough
             && let Err(error) = self.channel.backing_close(id)
         {
-            tracing::warn!(node = open.node.0, id, %error, "the kernel did not close a backing file");
+            let session = &self.keeping.session;
+            tracing::warn!(session, node = open.node.0, id, %error, "the kernel did not close a backing file");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::abi::{self, NotifyInvalEntryOut, NotifyInvalInodeOut, OutHeader, init, notify};
 use super::buffer::ReplyBuffer;
+use super::gate::Gate;
 use super::lock_calls::LockCalls;
 use super::notify::{Note, Notes, Notifier};
 use crate::state::records::HeaderRec;
@@ -20,6 +21,8 @@ pub struct Channel {
     pub fd: Arc<OwnedFd>,
     /// What the kernel is to forget: told without waiting.
     pub notes: Notes,
+    /// Where long work waits while the session is not served.
+    pub gate: Gate,
     /// Flags that the session wants beyond what all do ([`super::init::asked`]).
     asked: u64,
     /// Flags agreed at `INIT`, 0 before.
@@ -37,7 +40,8 @@ impl Channel {
         let agreed = if header.init_done == 1 { header.fuse_flags } else { 0 };
         let fd = Arc::new(fd);
         let notes = Notes::new(Teller(fd.clone()), notifier);
-        Ok(Channel { fd, notes, asked, agreed: AtomicU64::new(agreed), lock_calls: LockCalls::default() })
+        let (agreed, gate) = (AtomicU64::new(agreed), Gate::default());
+        Ok(Channel { fd, notes, gate, asked, agreed, lock_calls: LockCalls::default() })
     }
 
     /// Flags agreed at `INIT`; 0 before it.

@@ -7,7 +7,9 @@
 pub mod abi;
 mod buffer;
 mod channel;
+mod crew;
 mod dispatch;
+mod gate;
 mod init;
 mod lock_calls;
 pub mod notify;
@@ -19,6 +21,7 @@ mod worker;
 
 pub use buffer::MAX_IO;
 pub use channel::Channel;
+pub use gate::Gate;
 pub use init::asked;
 pub use notify::{Note, Notifier};
 pub use pool::Pool;

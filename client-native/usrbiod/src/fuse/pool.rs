@@ -6,35 +6,29 @@
 //! it sees that requests keep waiting, or before an operation that takes long. Should an operation take long unexpectedly, a
 //! timer finds that out and arms the session in the worker's place.
 
-use super::abi::init;
 use super::buffer::{ReplyBuffer, RequestBuffer};
-use super::replay::Journal;
+use super::crew::{Budget, Face, Left, Served};
 use super::worker::Worker;
 use crate::fs::locks::Answer;
 use crate::session::Session;
-use crate::types::{Errno, Result};
+use crate::types::{Errno, Hung, Result};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::{Duration, Instant};
 
 /// Workers that stay when there is nothing to do.
 const IDLE_WORKERS: u32 = 2;
-/// Most workers.
-const MAX_WORKERS: u32 = 96;
-/// Most workers of one session: others are served while the storage of two hangs.
-const SHARE: u32 = 32;
+/// Workers beside those that the budgets allow: some are always free to see what comes.
+const SPARE_WORKERS: u32 = 16;
 /// After this long without work, a worker beyond [`IDLE_WORKERS`] ends.
 const LINGER: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 /// How often a timer looks for operations that take long, while there are operations at all.
 const TICK: Duration = Duration::from_millis(2);
-/// Longest time that [`Pool::remove`] waits for requests that are being served.
-const REMOVE: Duration = Duration::from_secs(10);
-
 const STOP: u64 = u64::MAX;
 const TIMER: u64 = u64::MAX - 1;
 /// Set in the events of [`Pool::when_readable`]; the rest is a number.
@@ -62,14 +56,7 @@ impl Pool {
     /// Serves `session` from now on. `EEXIST`: there is one of that number.
     pub fn add(&self, session: Arc<Session>) -> Result<()> {
         let number = session.number;
-        let served = Arc::new(Served {
-            journal: Journal::new(session.state.clone()),
-            session,
-            closed: AtomicBool::new(false),
-            panicked: AtomicBool::new(false),
-            crew: Mutex::default(),
-            idle: Condvar::new(),
-        });
+        let served = Arc::new(Served::new(session, &self.shared.budget));
         {
             let mut sessions = self.shared.sessions.write().unwrap_or_else(|e| e.into_inner());
             if sessions.contains_key(&number) {
@@ -77,11 +64,7 @@ impl Pool {
             }
             sessions.insert(number, served.clone());
         }
-        let data = EventData::new_u64(u64::from(number));
-        let flags = EventFlags::IN | EventFlags::ONESHOT;
-        epoll::add(&self.shared.epoll, &served.session.channel.fd, data, flags).inspect_err(|_| {
-            self.shared.forget(number);
-        })
+        self.shared.watch(&served).inspect_err(|_| self.shared.forget(number))
     }
 
     /// Asks the kernel for the requests that a predecessor read and did not answer. Call it before
@@ -91,18 +74,69 @@ impl Pool {
         session.channel.resend()
     }
 
-    /// Serves session `name` no more, and waits for its requests that are being served: `ETIMEDOUT` when they still are
-    /// after 10 s. The mount stays; requests wait for whoever serves it next.
-    pub fn remove(&self, name: &str) -> Result<()> {
-        let sessions = self.shared.sessions.read().unwrap_or_else(|e| e.into_inner());
-        let found = sessions.values().find(|s| s.session.config.name == name).cloned();
-        drop(sessions);
-        let Some(served) = found else { return Ok(()) };
+    /// Serves session `name` no more, and waits up to `longest` for its requests that are being served: `ETIMEDOUT` when
+    /// they still are; call it again then. The mount stays; requests wait for whoever serves it next.
+    pub fn remove(&self, name: &str, longest: Duration) -> Result<()> {
+        let Some(served) = self.shared.find(|s| s.session.config.name == name) else { return Ok(()) };
         served.closed.store(true, Ordering::SeqCst);
         // It cannot be there any more if the mount went away meanwhile.
         let _ = epoll::delete(&self.shared.epoll, &served.session.channel.fd);
+        if !served.wait_idle(longest) {
+            return Err(Errno::TIMEDOUT);
+        }
         self.shared.forget(served.session.number);
-        served.wait_idle(REMOVE)
+        Ok(())
+    }
+
+    /// Reads no request of any session and begins no [action](Self::when_readable), until [`go_on`](Self::go_on). What runs
+    /// goes on: [`running`](Self::running).
+    pub fn pause(&self) {
+        self.shared.actions().paused = true;
+        for served in self.shared.all() {
+            served.closed.store(true, Ordering::SeqCst);
+            let _ = epoll::delete(&self.shared.epoll, &served.session.channel.fd);
+            served.gate().close();
+        }
+    }
+
+    /// Does something run still? Of what session, if it is a request. Asked while [paused](Self::pause): nothing that ended
+    /// begins again.
+    pub fn running(&self) -> Option<String> {
+        let served = self.shared.find(|served| served.running() > 0);
+        let acting = || (self.shared.actions().running > 0).then(String::new);
+        served.map(|served| served.session.config.name.clone()).or_else(acting)
+    }
+
+    /// Ends a [pause](Self::pause).
+    pub fn go_on(&self) {
+        for served in self.shared.all() {
+            served.closed.store(false, Ordering::SeqCst);
+            served.gate().open();
+            match self.shared.watch(&served) {
+                Ok(()) | Err(Errno::EXIST) => (),
+                Err(errno) => {
+                    tracing::error!(%errno, session = served.session.config.name, "cannot wait for requests");
+                }
+            }
+        }
+        let mut actions = self.shared.actions();
+        actions.paused = false;
+        let held = std::mem::take(&mut actions.held);
+        drop(actions);
+        held.into_iter().for_each(|number| self.shared.act(number));
+    }
+
+    /// Requests of each session that hang, by its number.
+    pub fn hung(&self) -> HashMap<u32, Hung> {
+        let mut hung: HashMap<u32, Hung> = HashMap::new();
+        for face in self.shared.faces().iter().filter(|face| !face.by_steps.load(Ordering::Relaxed)) {
+            let session = face.works_for.load(Ordering::Relaxed);
+            if let (Some(session), Some(age)) = (session.checked_sub(1), face.age(self.shared.clock)) {
+                hung.entry(session as u32).or_default().add(1, age);
+            }
+        }
+        hung.retain(|_, hung| hung.requests > 0);
+        hung
     }
 
     /// Gives requests that waited for a lock their answers.
@@ -113,6 +147,19 @@ impl Pool {
     /// Runs `action` once, on a worker, when `fd` is readable; closes `fd` then. On an error it is run at once.
     pub fn when_readable(&self, fd: OwnedFd, action: Action) {
         self.shared.when_readable(fd, action);
+    }
+
+    /// Is a worker free to see what comes, within `longest`? Whatever hangs, one always is.
+    pub fn probe(&self, longest: Duration) -> bool {
+        let (deadline, before) = (Instant::now() + longest, self.shared.ticks.load(Ordering::SeqCst));
+        while self.shared.ticks.load(Ordering::SeqCst) == before {
+            if Instant::now() > deadline {
+                return false;
+            }
+            self.shared.arm_timer();
+            std::thread::sleep(TICK);
+        }
+        true
     }
 
     /// Threads at present.
@@ -135,52 +182,6 @@ impl Drop for Pool {
     }
 }
 
-/// A session in the pool.
-pub(super) struct Served {
-    pub(super) session: Arc<Session>,
-    pub(super) journal: Journal,
-    /// No request of it may be read any more.
-    pub(super) closed: AtomicBool,
-    /// A panic was logged: one is enough.
-    pub(super) panicked: AtomicBool,
-    crew: Mutex<Crew>,
-    idle: Condvar,
-}
-
-/// Who works for a session.
-#[derive(Default)]
-struct Crew {
-    workers: u32,
-    /// The session was to be armed when it had its share: whoever leaves arms it.
-    owed: bool,
-}
-
-impl Served {
-    fn crew(&self) -> MutexGuard<'_, Crew> {
-        self.crew.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    fn wait_idle(&self, longest: Duration) -> Result<()> {
-        let waited = self.idle.wait_timeout_while(self.crew(), longest, |crew| crew.workers > 0);
-        let (crew, _) = waited.unwrap_or_else(|e| e.into_inner());
-        if crew.workers == 0 { Ok(()) } else { Err(Errno::TIMEDOUT) }
-    }
-
-    /// Does `SETXATTR` have its longer form?
-    pub(super) fn setxattr_ext(&self) -> bool {
-        self.session.channel.agreed() & init::SETXATTR_EXT != 0
-    }
-}
-
-/// What other threads see of a worker.
-#[derive(Default)]
-pub(super) struct Face {
-    /// The session that it owes to arm again, plus 1.
-    duty: AtomicU64,
-    /// Since when it is at a request, in µs of the pool's clock; 0 when it is not.
-    busy: AtomicU64,
-}
-
 pub(super) enum Event {
     Session(Arc<Served>),
     Action(u64),
@@ -196,14 +197,28 @@ pub(super) struct Shared {
     stopping: AtomicBool,
     timer: OwnedFd,
     timer_armed: AtomicBool,
+    /// How often the timer was seen.
+    ticks: AtomicU64,
     sessions: RwLock<HashMap<u32, Arc<Served>>>,
-    actions: Mutex<HashMap<u64, (OwnedFd, Action)>>,
+    budget: Budget,
+    actions: Mutex<Actions>,
     next_action: AtomicU64,
     faces: Mutex<Vec<Arc<Face>>>,
     workers: AtomicU32,
     waiting: AtomicU32,
     clock: Instant,
     on_unmounted: Unmounted,
+}
+
+/// What is done when fds become readable.
+#[derive(Default)]
+struct Actions {
+    waiting: HashMap<u64, (OwnedFd, Action)>,
+    running: u32,
+    /// None is begun.
+    paused: bool,
+    /// Due since the pause.
+    held: Vec<u64>,
 }
 
 impl Shared {
@@ -220,7 +235,9 @@ impl Shared {
             stopping: AtomicBool::new(false),
             timer,
             timer_armed: AtomicBool::new(false),
+            ticks: AtomicU64::new(0),
             sessions: RwLock::default(),
+            budget: Budget::default(),
             actions: Mutex::default(),
             next_action: AtomicU64::new(0),
             faces: Mutex::default(),
@@ -239,13 +256,34 @@ impl Shared {
         self.sessions.read().unwrap_or_else(|e| e.into_inner()).get(&number).cloned()
     }
 
+    fn all(&self) -> Vec<Arc<Served>> {
+        self.sessions.read().unwrap_or_else(|e| e.into_inner()).values().cloned().collect()
+    }
+
+    fn find(&self, wanted: impl Fn(&Served) -> bool) -> Option<Arc<Served>> {
+        self.sessions.read().unwrap_or_else(|e| e.into_inner()).values().find(|s| wanted(s)).cloned()
+    }
+
+    fn actions(&self) -> MutexGuard<'_, Actions> {
+        self.actions.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Waits for requests of a session.
+    fn watch(&self, served: &Served) -> Result<()> {
+        let data = EventData::new_u64(u64::from(served.session.number));
+        let flags = EventFlags::IN | EventFlags::ONESHOT;
+        epoll::add(&self.epoll, &served.session.channel.fd, data, flags)
+    }
+
     fn forget(&self, number: u32) {
         self.sessions.write().unwrap_or_else(|e| e.into_inner()).remove(&number);
     }
 
     fn start_worker(self: &Arc<Self>) -> Result<()> {
+        let sessions = self.sessions.read().unwrap_or_else(|e| e.into_inner()).len();
+        let most = self.budget.threads(sessions) + SPARE_WORKERS;
         let number = self.workers.fetch_add(1, Ordering::SeqCst);
-        if number >= MAX_WORKERS {
+        if number >= most {
             self.workers.fetch_sub(1, Ordering::SeqCst);
             return Err(Errno::AGAIN);
         }
@@ -311,25 +349,26 @@ impl Shared {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    /// A worker took up `served` and owes to arm it again.
-    pub(super) fn take_up(&self, face: &Face, served: &Served) {
-        served.crew().workers += 1;
-        face.duty.store(u64::from(served.session.number) + 1, Ordering::SeqCst);
+    /// A worker takes up `served`, and owes to arm it again. False: the session has all the workers that it may have now.
+    pub(super) fn take_up(&self, face: &Face, served: &Served) -> bool {
+        let joined = served.join(&self.budget);
+        if joined {
+            let number = u64::from(served.session.number) + 1;
+            face.works_for.store(number, Ordering::Relaxed);
+            face.duty.store(number, Ordering::SeqCst);
+        }
         self.arm_timer();
+        joined
     }
 
     /// A worker has nothing to do with `served` any more.
     pub(super) fn leave(&self, face: &Face, served: &Served) {
         self.give_duty(face, served);
-        let mut crew = served.crew();
-        crew.workers -= 1;
-        if crew.workers == 0 {
-            served.idle.notify_all();
-        }
-        let owed = std::mem::take(&mut crew.owed);
-        drop(crew);
-        if owed {
-            self.arm(served);
+        face.works_for.store(0, Ordering::Relaxed);
+        match served.leave(&self.budget) {
+            Left::Nothing => (),
+            Left::Arm => self.arm(served),
+            Left::End => self.end_session(served),
         }
     }
 
@@ -349,12 +388,6 @@ impl Shared {
         if served.closed.load(Ordering::SeqCst) {
             return;
         }
-        let mut crew = served.crew();
-        if crew.workers >= SHARE {
-            crew.owed = true;
-            return;
-        }
-        drop(crew);
         let data = EventData::new_u64(u64::from(served.session.number));
         let flags = EventFlags::IN | EventFlags::ONESHOT;
         match epoll::modify(&self.epoll, &served.session.channel.fd, data, flags) {
@@ -391,13 +424,12 @@ impl Shared {
     /// Arms the sessions of workers that are at one request for long.
     pub(super) fn tick(&self) {
         self.timer_armed.store(false, Ordering::SeqCst);
-        let now = self.clock.elapsed().as_micros() as u64 + 1;
-        let mut owed = false;
+        self.ticks.fetch_add(1, Ordering::SeqCst);
+        let mut owed = self.arm_owed();
         for face in self.faces().iter() {
-            let busy = face.busy.load(Ordering::Relaxed);
             let duty = face.duty.load(Ordering::SeqCst);
             owed |= duty != 0;
-            let long = busy != 0 && now.saturating_sub(busy) >= TICK.as_micros() as u64 / 2;
+            let long = face.age(self.clock).is_some_and(|age| age >= TICK / 2);
             // Whoever takes the duty away has it; the other finds 0.
             let taken =
                 long && face.duty.compare_exchange(duty, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok();
@@ -413,13 +445,32 @@ impl Shared {
         }
     }
 
-    /// The mount of `served` is gone.
-    pub(super) fn unmounted(&self, served: &Served) {
-        if served.closed.swap(true, Ordering::SeqCst) {
-            return;
+    /// Arms sessions that were refused a worker by what others had, and would get one now. Are there others?
+    fn arm_owed(&self) -> bool {
+        let mut others = false;
+        for served in self.budget.take_owed().into_iter().filter_map(|number| self.session(number)) {
+            match served.is_owed(&self.budget) {
+                Some(true) => self.arm(&served),
+                Some(false) => {
+                    served.keep_owed(&self.budget);
+                    others = true;
+                }
+                None => (),
+            }
         }
+        others
+    }
+
+    /// The mount of `served` is gone: the session ends with the last of its requests. For a worker of its crew.
+    pub(super) fn unmounted(&self, served: &Served) {
+        if !served.closed.swap(true, Ordering::SeqCst) {
+            let _ = epoll::delete(&self.epoll, &served.session.channel.fd);
+            served.gone();
+        }
+    }
+
+    fn end_session(&self, served: &Served) {
         let session = &served.session;
-        let _ = epoll::delete(&self.epoll, &session.channel.fd);
         self.forget(session.number);
         self.answer(session.locks.detach(session.number));
         (self.on_unmounted)(session.clone());
@@ -436,9 +487,9 @@ impl Shared {
 
     fn when_readable(&self, fd: OwnedFd, action: Action) {
         let number = self.next_action.fetch_add(1, Ordering::Relaxed) & !ACTION;
-        let mut actions = self.actions.lock().unwrap_or_else(|e| e.into_inner());
+        let mut actions = self.actions();
         let data = EventData::new_u64(ACTION | number);
-        let kept = actions.entry(number).or_insert((fd, action));
+        let kept = actions.waiting.entry(number).or_insert((fd, action));
         let added = epoll::add(&self.epoll, kept.0.as_fd(), data, EventFlags::IN | EventFlags::ONESHOT);
         drop(actions);
         if let Err(e) = added {
@@ -448,13 +499,19 @@ impl Shared {
     }
 
     pub(super) fn act(&self, number: u64) {
-        let found = self.actions.lock().unwrap_or_else(|e| e.into_inner()).remove(&number);
-        let Some((fd, action)) = found else { return };
+        let mut actions = self.actions();
+        if actions.paused {
+            return actions.held.push(number);
+        }
+        let Some((fd, action)) = actions.waiting.remove(&number) else { return };
+        actions.running += 1;
+        drop(actions);
         // Another process may hold a duplicate, which would keep a closed fd in the epoll set.
         let _ = epoll::delete(&self.epoll, &fd);
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(action)).is_err() {
             tracing::error!("an action on an fd panicked");
         }
+        self.actions().running -= 1;
     }
 
     pub(super) fn buffers() -> (RequestBuffer, ReplyBuffer) {
@@ -463,141 +520,4 @@ impl Shared {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fs::{FdCache, Space};
-    use crate::ring::Engine;
-    use crate::session::{Limits, SessionConfig, SessionFds};
-    use crate::state::SessionState;
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-
-    /// A session whose kernel is a socket, and a pool without workers that has it.
-    fn pool() -> (Arc<Pool>, Arc<Served>, OwnedFd, tempfile::TempDir) {
-        let flags = SocketFlags::CLOEXEC;
-        let (fuse, kernel) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let backing = std::fs::File::open(dir.path()).unwrap().into();
-        let shared = Arc::new(Shared::new(Box::new(|_| ())).unwrap());
-        let pool = Arc::new(Pool { shared });
-        let config = SessionConfig {
-            name: "test".to_owned(),
-            cluster: "test".to_owned(),
-            mount_point: dir.path().to_owned(),
-            limits: Limits::default(),
-            read_only: false,
-            passthrough: false,
-            idmap: false,
-            orders: false,
-            device: None,
-            space: Space::default(),
-        };
-        let parts = crate::session::Shared {
-            keeper: Arc::default(),
-            locks: Arc::default(),
-            folders: Arc::default(),
-            fds: FdCache::new(10),
-            pool: pool.clone(),
-            engine: Engine::start(1).unwrap(),
-            notifier: Default::default(),
-        };
-        let fds = SessionFds { fuse, backing, shm: None };
-        let state = Arc::new(SessionState::anonymous().unwrap());
-        let (session, _) = Session::new(config, fds, state, &parts, 7, None).unwrap();
-        pool.add(Arc::new(session)).unwrap();
-        let served = pool.shared.session(7).unwrap();
-        (pool, served, kernel, dir)
-    }
-
-    fn is_ready(shared: &Shared) -> bool {
-        loop {
-            match shared.poll() {
-                Event::Tick => (),
-                event => return matches!(event, Event::Session(_)),
-            }
-        }
-    }
-
-    #[test]
-    fn a_session_calls_one_worker_until_it_is_armed_again() {
-        let (pool, served, kernel, _dir) = pool();
-        rustix::io::write(&kernel, b"x").unwrap();
-        assert!(is_ready(&pool.shared));
-        let face = Face::default();
-        pool.shared.take_up(&face, &served);
-        assert!(!is_ready(&pool.shared), "the worker has the duty");
-        pool.shared.leave(&face, &served);
-        assert!(is_ready(&pool.shared), "there still is a request");
-    }
-
-    #[test]
-    fn a_request_that_takes_long_does_not_hold_up_its_session() {
-        let (pool, served, kernel, _dir) = pool();
-        rustix::io::write(&kernel, b"x").unwrap();
-        assert!(is_ready(&pool.shared));
-        let face = Arc::new(Face::default());
-        pool.shared.faces().push(face.clone());
-        pool.shared.take_up(&face, &served);
-        pool.shared.tick();
-        assert!(!is_ready(&pool.shared), "it is at no request");
-        pool.shared.begin(&face, Instant::now());
-        while face.duty.load(Ordering::SeqCst) != 0 {
-            pool.shared.tick();
-        }
-        assert!(is_ready(&pool.shared), "others are called");
-        pool.shared.leave(&face, &served);
-        assert_eq!(served.crew().workers, 0);
-    }
-
-    #[test]
-    fn a_session_whose_requests_hang_leaves_workers_to_others() {
-        let (pool, served, kernel, _dir) = pool();
-        rustix::io::write(&kernel, b"x").unwrap();
-        let crew: Vec<Face> = (0..SHARE)
-            .map(|_| {
-                assert!(is_ready(&pool.shared));
-                let face = Face::default();
-                pool.shared.take_up(&face, &served);
-                pool.shared.give_duty(&face, &served);
-                face
-            })
-            .collect();
-        assert!(!is_ready(&pool.shared), "it has its share");
-        pool.shared.leave(&crew[0], &served);
-        assert!(is_ready(&pool.shared), "one has come back");
-    }
-
-    #[test]
-    fn removing_waits_for_workers_and_nothing_calls_them_any_more() {
-        let (pool, served, kernel, _dir) = pool();
-        rustix::io::write(&kernel, b"x").unwrap();
-        assert!(is_ready(&pool.shared));
-        let face = Face::default();
-        pool.shared.take_up(&face, &served);
-        assert_eq!(served.wait_idle(Duration::ZERO), Err(Errno::TIMEDOUT));
-        std::thread::scope(|scope| {
-            let removing = scope.spawn(|| pool.remove("test"));
-            while !served.closed.load(Ordering::SeqCst) {
-                std::thread::yield_now();
-            }
-            pool.shared.leave(&face, &served);
-            assert_eq!(removing.join().unwrap(), Ok(()));
-        });
-        assert!(!is_ready(&pool.shared));
-    }
-
-    #[test]
-    fn an_action_runs_once_when_its_fd_is_readable() {
-        let shared = Arc::new(Shared::new(Box::new(|_| ())).unwrap());
-        let (fd, other) = rustix::pipe::pipe().unwrap();
-        let ran = Arc::new(AtomicU32::new(0));
-        let count = ran.clone();
-        shared.when_readable(fd, Box::new(move || _ = count.fetch_add(1, Ordering::SeqCst)));
-        assert!(matches!(shared.poll(), Event::Nothing));
-        drop(other);
-        let Event::Action(number) = shared.poll() else { panic!("the fd is readable") };
-        shared.act(number);
-        shared.act(number);
-        assert!(matches!(shared.poll(), Event::Nothing));
-        assert_eq!(ran.load(Ordering::SeqCst), 1);
-    }
-}
+mod tests;

@@ -1,8 +1,9 @@
 //! One thread of the pool.
 
 use super::buffer::{ReplyBuffer, RequestBuffer};
+use super::crew::{Face, Served};
 use super::dispatch::{self, Done};
-use super::pool::{Event, Face, Served, Shared};
+use super::pool::{Event, Shared};
 use super::replay::Slot;
 use super::request::{Op, Request};
 use crate::types::{Errno, Result};
@@ -11,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use usrbio_wire::ioctl;
 
 /// Requests of one session after which others get their turn.
 const TURN: u32 = 64;
@@ -67,7 +69,9 @@ impl Worker {
 
     /// Serves a session until it has nothing to do, or others wait; what else there is to do, if that was seen.
     fn serve(&mut self, served: &Arc<Served>) -> Option<Event> {
-        self.shared.take_up(&self.face, served);
+        if !self.shared.take_up(&self.face, served) {
+            return None;
+        }
         self.backlog = 0;
         let mut slot = served.journal.slot();
         let mut taken = 0;
@@ -155,6 +159,7 @@ impl Worker {
                 return;
             }
         };
+        self.face.by_steps.store(by_steps(&request), Ordering::Relaxed);
         self.shared.begin(&self.face, begun);
         if takes_long(&request.op) {
             self.shared.give_duty(&self.face, served);
@@ -220,6 +225,16 @@ fn takes_long(op: &Op<'_>) -> bool {
         | Op::CopyFileRange { .. }
         | Op::Ioctl { .. }
         | Op::Syncfs => true,
+        _ => false,
+    }
+}
+
+/// May it remove a tree, and wait at the gate between two steps of that?
+fn by_steps(request: &Request<'_>) -> bool {
+    match request.op {
+        Op::Ioctl { arg, .. } => matches!(arg.cmd, ioctl::RECURSIVE_RM | ioctl::REMOVE),
+        Op::Symlink { .. } => request.node.is_virtual(),
+        Op::Rename { new_parent, .. } => new_parent.is_virtual(),
         _ => false,
     }
 }

@@ -47,6 +47,8 @@ pub(super) struct Mailbox {
     /// In the kernel, or about to be: a kick needs a wake-up.
     pub(super) asleep: AtomicBool,
     pub(super) stop: AtomicBool,
+    /// The last of `kicks` that the watcher has seen.
+    pub(super) seen: AtomicU32,
 }
 
 #[derive(Default)]
@@ -270,6 +272,21 @@ impl Engine {
         }
         drop(roster);
         Ok(engine)
+    }
+
+    /// Does the watcher look at what is new, within `longest`? It never waits for storage.
+    pub fn probe(&self, longest: Duration) -> bool {
+        let watcher = self.staff.mailbox(WATCHER);
+        let deadline = Instant::now() + longest;
+        watcher.kick();
+        let asked = watcher.kicks.load(Ordering::SeqCst);
+        while asked.wrapping_sub(watcher.seen.load(Ordering::SeqCst)).cast_signed() > 0 {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
     }
 
     /// An engine that serves nothing by itself: tests take the turns.

@@ -188,12 +188,18 @@ impl Ring {
     }
 
     fn done_for(&self) -> bool {
-        self.closed.load(Ordering::Acquire) || self.core.closing()
+        self.closed.load(Ordering::Acquire) || self.core.claims_nothing()
     }
 
     /// Requests that wait for the disk.
     pub(super) fn in_flight(&self) -> u32 {
         lock(&self.state).in_flight
+    }
+
+    /// Requests that wait for the disk, and since when the oldest one that is not published does; `None`: a worker is at it.
+    pub(super) fn waiting(&self) -> Option<(u32, Option<Instant>)> {
+        let state = self.state.try_lock().ok()?;
+        Some((state.in_flight, state.claimed_at))
     }
 
     /// Takes note of a request that waited for the disk; the next turn publishes it.

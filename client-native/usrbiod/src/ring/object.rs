@@ -46,12 +46,16 @@ pub(super) struct Core {
     rings: RwLock<Arc<[Arc<Ring>]>>,
     /// How many `rings` are.
     pub(super) ring_count: AtomicU32,
-    /// Nothing more is claimed.
+    /// Nothing more is claimed, for good.
     pub(super) closing: AtomicBool,
     /// The thread that watches the semaphores.
     pub(super) home: AtomicU32,
     /// Workers that serve the session.
     pub(super) crew: Mutex<Vec<u32>>,
+    /// Nothing more is claimed for now.
+    pub(super) paused: AtomicBool,
+    /// Rings that are not registered any more: their requests may still be in flight.
+    leaving: Mutex<Vec<Weak<Ring>>>,
     files_in_use: Mutex<HashMap<Ino, Weak<RingFile>>>,
 }
 
@@ -82,6 +86,8 @@ impl Core {
             closing: AtomicBool::new(false),
             home: AtomicU32::new(WATCHER),
             crew: Mutex::default(),
+            paused: AtomicBool::new(false),
+            leaving: Mutex::default(),
             files_in_use: Mutex::default(),
         }
     }
@@ -120,6 +126,23 @@ impl Core {
         let files = self.files.write().unwrap_or_else(PoisonError::into_inner).take();
         let iovs = std::mem::take(&mut *self.iovs.write().unwrap_or_else(PoisonError::into_inner));
         drop((files, iovs));
+    }
+
+    pub(super) fn claims_nothing(&self) -> bool {
+        self.closing() || self.paused.load(Ordering::SeqCst)
+    }
+
+    /// `ring` is not registered any more.
+    pub(super) fn leaves(&self, ring: &Arc<Ring>) {
+        let mut leaving = lock(&self.leaving);
+        leaving.retain(|ring| ring.strong_count() > 0);
+        leaving.push(Arc::downgrade(ring));
+    }
+
+    /// All rings of which something may run, also those that are not registered any more.
+    pub(super) fn all_rings(&self) -> Vec<Arc<Ring>> {
+        let left = lock(&self.leaving).iter().filter_map(Weak::upgrade).collect::<Vec<_>>();
+        self.rings().iter().cloned().chain(left).collect()
     }
 
     /// The file with what all rings know about it.

@@ -13,7 +13,7 @@ use crate::metrics::SessionMetrics;
 use crate::session::Limits;
 use crate::state::SessionState;
 use crate::state::records::{HeaderRec, ObjectRec};
-use crate::types::{Errno, Owner, Result};
+use crate::types::{Errno, Hung, Owner, Result};
 use rustix::fs::AtFlags;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -265,6 +265,7 @@ impl SessionRings {
             Memory::Ring(ring) => {
                 objects.rings -= 1;
                 ring.closed.store(true, Ordering::Release);
+                self.core.leaves(ring);
                 self.core.change_rings(|rings| rings.retain(|known| !Arc::ptr_eq(known, ring)));
                 self.engine.kick(&self.core);
             }
@@ -409,6 +410,33 @@ impl SessionRings {
         objects.by_name.iter().map(|(name, object)| Ok((name.clone(), dup(object)?))).collect()
     }
 
+    /// Claims no request until [`go_on`](Self::go_on). What is in flight is completed and published.
+    pub fn pause(&self) {
+        self.core.paused.store(true, Ordering::SeqCst);
+        self.engine.kick(&self.core);
+    }
+
+    /// Ends a [pause](Self::pause). What clients submitted meanwhile is found by the workers' next scan.
+    pub fn go_on(&self) {
+        self.core.paused.store(false, Ordering::SeqCst);
+        self.engine.kick(&self.core);
+    }
+
+    /// Is nothing in flight, and no worker at a ring? Also of rings that are not registered any more.
+    pub fn is_idle(&self) -> bool {
+        let busy = |ring: &Arc<Ring>| ring.attended.load(Ordering::SeqCst) != 0 || ring.in_flight() > 0;
+        !self.core.all_rings().iter().any(busy)
+    }
+
+    /// Requests in flight that hang.
+    pub fn hung(&self) -> Hung {
+        let mut hung = Hung::default();
+        for (requests, since) in self.core.all_rings().iter().filter_map(|ring| ring.waiting()) {
+            hung.add(u64::from(requests), since.map_or(Duration::ZERO, |since| since.elapsed()));
+        }
+        hung
+    }
+
     /// Ends serving: nothing more is claimed, and what is in flight is completed and published. `false`: it was not done by
     /// the deadline. A successor may go on from here.
     pub fn quiesce(&self, timeout: Duration) -> bool {
@@ -416,8 +444,7 @@ impl SessionRings {
         let deadline = Instant::now() + timeout;
         loop {
             self.engine.kick(&self.core);
-            let busy = |ring: &Arc<Ring>| ring.attended.load(Ordering::SeqCst) != 0 || ring.in_flight() > 0;
-            if !self.core.rings().iter().any(busy) {
+            if self.is_idle() {
                 return true;
             }
             if Instant::now() >= deadline {

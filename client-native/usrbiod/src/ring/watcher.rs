@@ -46,6 +46,7 @@ impl Watcher {
             let kicks = mailbox.kicks.load(Ordering::SeqCst);
             let kicked = kicks != self.kicks_seen;
             self.kicks_seen = kicks;
+            mailbox.seen.store(kicks, Ordering::SeqCst);
             if kicked {
                 for letter in mailbox.take() {
                     if let Letter::Home(core) = letter {

@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod creds;
+pub mod device;
 pub mod dio;
 pub mod dirents;
 pub mod fuse_dev;

@@ -38,6 +38,8 @@ pub const TREE_NAME: &CStr = c"3fs-virt";
 
 /// What the virtual tree stands on.
 pub struct Parts {
+    /// The session's name, for log lines.
+    pub session: String,
     /// The cluster's id: `GET_MOUNT_NAME`.
     pub cluster: String,
     /// Where clients see the mount.

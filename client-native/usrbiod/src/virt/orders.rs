@@ -78,8 +78,10 @@ impl Virt {
 
     fn remove(&self, parent: &OwnedFd, name: &CStr, caller: &Caller) -> Result<()> {
         let _slots = self.slots.take()?;
-        tracing::info!(uid = caller.uid, name = %name.to_string_lossy(), "removes a tree");
+        let (session, name_shown) = (&self.parts.session, name.to_string_lossy());
+        tracing::info!(session, uid = caller.uid, name = %name_shown, "removes a tree");
         let unlink = |dir: BorrowedFd<'_>, name: &CStr| {
+            self.parts.channel.gate.pass();
             self.parts.fs.removing(dir, name, || rustix::fs::unlinkat(dir, name, AtFlags::empty()))
         };
         as_caller(caller, || remove_tree(parent, name, &unlink))

@@ -20,6 +20,8 @@ from kube3fs_csi.node.clusters import Served, Wanted
 from kube3fs_csi.node.sessions import DaemonState
 from kube3fs_csi.node.state import Published
 
+_NAMED = 5
+"""So many of the sessions whose requests hang are named."""
 _SAME_SPACE = 64 << 20
 """Free space that changed by less is not worth a write."""
 
@@ -87,7 +89,7 @@ def node_status(
     all_ready = condition(old, "ClustersReady", not failed, reason, message, generation, at)
     return StorageNodeStatus(
         observed_generation=generation,
-        conditions=[ready, all_ready, _mounts(node, daemon, at), *about_scratch],
+        conditions=[ready, all_ready, _mounts(node, daemon, at), _storage(node, daemon, at), *about_scratch],
         driver_version=kube3fs_csi.__version__,
         daemon=daemon_status(daemon),
         clusters=clusters,
@@ -105,6 +107,17 @@ def _mounts(node: StorageNode, daemon: DaemonState, at: datetime.datetime) -> Co
         reason = "SessionsLost"
     holds, generation = reason == "AllServed", node.metadata.generation
     return condition(node.status.conditions, "MountsServed", holds, reason, message, generation, at)
+
+
+def _storage(node: StorageNode, daemon: DaemonState, at: datetime.datetime) -> Condition:
+    """Whether the storage below every mount answers. Other mounts are served all the same."""
+    hung = ", ".join(daemon.hung[:_NAMED]) + (", ..." if len(daemon.hung) > _NAMED else "")
+    reason, message = "Answers", "no request waits for long"
+    if daemon.hung:
+        reason = "RequestsHang"
+        message = f"requests of {len(daemon.hung)} sessions of usrbiod have waited for seconds: {hung}"
+    holds, generation = not daemon.hung, node.metadata.generation
+    return condition(node.status.conditions, "StorageAnswers", holds, reason, message, generation, at)
 
 
 def scratch_conditions(

@@ -27,6 +27,8 @@ _RETRY_SECONDS = 0.2
 _AGAIN_SECONDS = 5.0
 _BUSY_SECONDS = 0.005
 _DETACH_SECONDS = 10.0
+_DRAIN_AGAIN_SECONDS = 15.0
+"""After a daemon could not be drained: each attempt stops all sessions for some seconds."""
 
 
 class Health(Enum):
@@ -45,6 +47,8 @@ class DaemonState(NamedTuple):
     hello: Json | None
     unserved: Mapping[str, str] = MappingProxyType({})
     """Why sessions that should be are not served, by name."""
+    hung: tuple[str, ...] = ()
+    """Sessions of which requests wait for storage that does not answer."""
 
 
 class Sessions:
@@ -67,6 +71,8 @@ class Sessions:
         self._served: set[str] = set()
         self._ops: frozenset[str] = frozenset()
         self._forgotten: set[tuple[str, str]] | None = None
+        self._unsure: set[Path] = set()
+        self._drain_at = 0.0
         self._up = asyncio.Event()
         self._settled = asyncio.Event()
         self._unserved: dict[str, str] = {}
@@ -182,9 +188,14 @@ class Sessions:
                 await events
 
     async def _try_again(self, events: asyncio.Task[None]) -> None:
-        """Has the daemon resume what it could not resume before, until the keeper's connection ends."""
+        """Has the daemon resume what it could not resume before, until the keeper's connection ends.
+
+        And looks for sessions whose storage does not answer.
+        """
         while not events.done():
             await asyncio.wait({events}, timeout=_AGAIN_SECONDS)
+            if not events.done():
+                await self._look_for_hung()
             wanted = self._wanted()
             again = [name for name in self._unserved if name in wanted and "fuse" in self._fds.get(name, {})]
             if again and not events.done():
@@ -192,6 +203,14 @@ class Sessions:
                     for name in again:
                         if name in self._unserved:  # it may have been given up meanwhile
                             await self._resume(control, wanted[name])
+
+    async def _look_for_hung(self) -> None:
+        with contextlib.suppress(DaemonGone, DaemonError):  # who reads the events says so
+            async with await Connection.open(self._socket) as control:
+                listed = await control.request_all("list")
+            sessions = [session for message in listed for session in message.body["sessions"]]
+            hung = sorted(session["session"] for session in sessions if session.get("hung"))
+            self._daemon = self._daemon._replace(hung=tuple(hung))
 
     async def _read_events(self, keeper: Connection) -> None:
         while True:
@@ -264,9 +283,27 @@ class Sessions:
                 raise
             return
         async with control:
+            if time.monotonic() < self._drain_at:
+                raise DaemonGone(self._socket, self.daemon.message)
             log.info("taking over from the usrbiod at %s", predecessor)
-            await control.request("drain")
+            await self._drain(control, predecessor)
             await self._fetch(control)
+            if predecessor in self._unsure:
+                await control.kill_daemon()
+                self._unsure.discard(predecessor)
+
+    async def _drain(self, control: Connection, predecessor: Path) -> None:
+        """Returns when nothing runs in that daemon any more. Otherwise it goes on as before."""
+        try:
+            await control.request("drain")
+        except DaemonError as error:
+            if error.kind != "busy":
+                raise
+            if "health" in (await control.request("hello"))["ops"]:
+                self._drain_at = time.monotonic() + _DRAIN_AGAIN_SECONDS
+            else:  # its second answer would be "drained", whatever still runs: that its end says only
+                self._unsure.add(predecessor)
+            raise DaemonGone(self._socket, f"its predecessor is not done: {error}") from error
 
     async def _end_drained(self, control: Connection) -> NoReturn:
         """Ends our daemon if its successor is gone: it never serves again, and the kubelet starts another."""
@@ -307,8 +344,9 @@ class Sessions:
             own = {key: fds[key] for key in _ATTACH_FDS if key in fds}
             await _attach(control, self._understood(config), own, resume=True)
         except DaemonError as error:
-            # A system call that failed may succeed when there is room again. Anything else stays as it is.
-            lost = error.kind != "failed"
+            # A system call that failed may succeed when there is room again, and another daemon may end.
+            # Anything else stays as it is.
+            lost = error.kind not in ("failed", "busy")
             if self._unserved.get(name) != str(error):
                 log.error("session %s is %s: %s", name, "lost" if lost else "not served for now", error)
             if lost:

@@ -95,6 +95,30 @@ class Connection:
             os.kill(pid, signal.SIGKILL)
         return True
 
+    async def kill_daemon(self) -> None:
+        """Kills the daemon; returns when all its threads are gone, and so what they began in the kernel."""
+        credentials = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, _uid, _gid = struct.unpack("3i", credentials)
+        if pid == 0:
+            raise DaemonGone(self._path, "its process cannot be seen from here: stop it")
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            ended = asyncio.Event()
+            asyncio.get_running_loop().add_reader(pidfd, ended.set)
+            try:
+                async with asyncio.timeout(_DRAIN_SECONDS):
+                    await ended.wait()
+            except TimeoutError as error:
+                raise DaemonGone(self._path, "it was killed, and waits for its storage") from error
+            finally:
+                asyncio.get_running_loop().remove_reader(pidfd)
+        finally:
+            os.close(pidfd)
+
     async def __aenter__(self) -> "Connection":
         return self
 
