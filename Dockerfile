@@ -102,6 +102,9 @@ RUN apt-get update \
 COPY --from=csi-build /opt/venv /opt/venv
 COPY --from=native-build /out/usr/local/bin/kube3fs-tree /usr/local/bin/kube3fs-tree
 COPY crds/src/ csi/src/ /opt/kube3fs/
+# The gRPC stubs are made, not kept in the tree: without them this program could not start.
+RUN test -f /opt/kube3fs/kube3fs_csi/api/csi_pb2.py \
+ || { echo 'there are no gRPC stubs in csi/src/kube3fs_csi/api: run `make stubs`, then build again' >&2; exit 1; }
 RUN python3 -m compileall -q /opt/kube3fs
 ENTRYPOINT ["python3", "-m", "kube3fs_csi"]
 ARG VERSION=dev REVISION=unknown

@@ -1,6 +1,7 @@
 """Both processes together, with a stand-in API server and the real usrbiod."""
 
 import asyncio
+import copy
 import datetime
 import os
 import resource
@@ -393,3 +394,30 @@ async def test_a_defect_shows_no_traceback(driver: Driver, calls: Calls) -> None
         await calls.publish()
     assert "Traceback" not in str(refused.value.details())
     assert "/src/kube3fs_csi" not in str(refused.value.details())
+
+
+async def test_a_cluster_that_is_gone_leaves_no_folders(driver: Driver, calls: Calls) -> None:
+    """Its trash is emptied first; one that comes again at the same place is served."""
+    root = driver.data / "second"
+    body = copy.deepcopy(driver.api.get("storagenodes", NODE) or {})
+    first = body["spec"]["clusters"]
+    second = {"namespace": "storage", "name": "second", "path": str(root)}
+
+    async def serve(clusters: list[Body]) -> None:
+        now = copy.deepcopy(driver.api.get("storagenodes", NODE) or {})
+        now["spec"]["clusters"] = clusters
+        await driver.api.put("storagenodes", now)
+
+    for _ in range(2):
+        await serve([*first, second])
+        await eventually((root / "trash").is_dir)
+        (root / "trash/left").mkdir()
+        await serve(first)
+        await eventually(lambda: not root.exists(), 90)
+    assert (driver.data / "volumes").is_dir()
+    await serve([*first, second])
+    await eventually((root / "volumes").is_dir)
+    (root / "volumes/precious").mkdir()
+    await serve(first)
+    await calls.create()
+    assert (root / "volumes/precious").is_dir()

@@ -198,3 +198,20 @@ def test_a_broken_neighbour_takes_no_room(make_root: MakeRoot, monkeypatch: pyte
 
     monkeypatch.setattr(other, "reserved_here", fail)
     one.create("a", third(one), None, ignore)
+
+
+@pytest.mark.parametrize("left", ["volumes/a", "snapshots/b", "trash/c", "other"])
+def test_folders_of_a_cluster_that_is_gone_go_when_they_are_empty(make_root: MakeRoot, left: str) -> None:
+    """Whatever is still in one of them keeps them; what is beside them keeps the data root."""
+    backend = cluster(make_root("ext4"), "one")
+    (backend.root / left).mkdir()
+    backend.remove_empty(whole=True)
+    assert (backend.root / left).is_dir()
+    assert (backend.root / "volumes").is_dir() is (left != "other")
+    (backend.root / left).rmdir()
+    backend.prepare()
+    backend.remove_empty(whole=False)
+    assert list(backend.root.iterdir()) == []
+    backend.prepare()
+    backend.remove_empty(whole=True)
+    assert not backend.root.exists()

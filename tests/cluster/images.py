@@ -33,6 +33,8 @@ TARGETS = {
     "client": _NATIVE,
     "demo": (*_NATIVE, "docs/examples/demo"),
 }
+_STUBS = REPOSITORY / "csi/src/kube3fs_csi/api/csi_pb2.py"
+"""Made by `make venv`, and not in the tree: the csi image copies what is there."""
 _NOT_INPUT = {"target", "fuzz", "tests", "examples", "__pycache__", "BENCHMARKS.md", "CONTROL.md"}
 """Names of folders and files below those that .dockerignore leaves out as well."""
 
@@ -61,12 +63,20 @@ def version() -> str:
 
 def ensure() -> list[Image]:
     """Every image of this tree; builds those whose archive is missing."""
+    make_stubs(_STUBS)
     images = []
     for target in TARGETS:
         name = f"{REGISTRY}/{target}:{version()}"
         archive = CACHE / "images" / f"{target}-{content_key(REPOSITORY, target)}.tar"
         images.append(Image(target, name, cache.made(archive, partial(_build, target, name))))
     return images
+
+
+def make_stubs(stubs: Path) -> None:
+    """Has the gRPC stubs made where nobody has made them: without them the csi image could not start."""
+    if not stubs.exists():
+        with progress("making the gRPC stubs of csi/ (make stubs)"):
+            run(["make", "-s", "-C", str(REPOSITORY), "stubs"], timeout=900)
 
 
 def content_key(tree: Path, target: str) -> str:

@@ -90,3 +90,15 @@ def test_oci_image_is_consistent(tmp_path: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(layer)) as content:
         [member] = content
         assert (member.name, member.mode) == ("hello", 0o755)
+
+
+def test_a_fresh_clone_has_its_stubs_made_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is built from them, and not again."""
+    asked: list[list[str]] = []
+    monkeypatch.setattr(images, "run", lambda argv, **_: asked.append(argv))
+    stubs = tmp_path / "csi_pb2.py"
+    images.make_stubs(stubs)
+    assert asked[0][-1] == "stubs"
+    stubs.touch()
+    images.make_stubs(stubs)
+    assert len(asked) == 1

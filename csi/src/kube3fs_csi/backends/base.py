@@ -45,6 +45,7 @@ Kind = Literal["volume", "snapshot"]
 Progress = Callable[[int, int], None]
 """Told the bytes that were copied and the bytes there are to copy."""
 
+_LAYOUT = ("volumes", "snapshots", "work", "trash")
 _CAPACITY = "trusted.kube3fs.capacity"
 _CREATED = "trusted.kube3fs.created"
 _USED = "trusted.kube3fs.used"
@@ -134,7 +135,7 @@ class Backend(ABC):
 
     def prepare(self) -> None:
         """Makes the layout, and throws away what was being made when the last process died. Walks no tree."""
-        for folder in ("volumes", "snapshots", "work", "trash"):
+        for folder in _LAYOUT:
             path = self.root / folder
             path.mkdir(mode=0o700, exist_ok=True)
         for unfinished in {path.with_suffix("") for path in (self.root / "work").iterdir()}:
@@ -234,6 +235,17 @@ class Backend(ABC):
         with contextlib.suppress(FileNotFoundError):
             path.rename(thrown)
         return thrown
+
+    def remove_empty(self, *, whole: bool) -> None:
+        """Removes the layout if nothing is in it, and if it is `whole` the data root, if that is empty."""
+        folders = [self.root / folder for folder in _LAYOUT]
+        try:
+            if any(any(folder.iterdir()) for folder in folders):
+                return
+            for folder in (*folders, *([self.root] if whole else [])):
+                folder.rmdir()
+        except OSError as error:  # a mount point, or somebody has put something there
+            log.info("%s is left as it is: %s", self.root, error)
 
     def _trash(self) -> list[Path]:
         try:

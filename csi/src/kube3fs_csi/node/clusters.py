@@ -76,6 +76,8 @@ class Clusters:
         """When the look at a data root began that has not ended."""
         self._known: dict[str, str] = {}
         """Data roots that were used. They are not laid out anew: an empty one lacks its disk."""
+        self.dropped: dict[str, Backend] = {}
+        """Back ends of clusters that are not wanted any more, until their data roots were tidied."""
         self.was_told = False
         """Whether `wanted` is what somebody asked for, and not what was remembered."""
         with contextlib.suppress(FileNotFoundError):
@@ -84,6 +86,12 @@ class Clusters:
 
     def set(self, wanted: Mapping[str, Wanted]) -> None:
         """Serves exactly these clusters by their data roots, as soon as they were looked at."""
+        for name, served in self._served.items():
+            if served.backend is not None and (name not in wanted or wanted[name].path != served.path):
+                self.dropped[name] = served.backend
+        for name, one in wanted.items():
+            if name in self.dropped and self.dropped[name].root == one.path:
+                del self.dropped[name]
         self.wanted, self.was_told = dict(wanted), True
         self._served = {name: served for name, served in self._served.items() if name in wanted}
 
@@ -168,8 +176,21 @@ class Clusters:
             log.warning("data root %s cannot be used: %s", path, seen.message)
         self._served[name] = seen
 
+    def tidied(self, cluster: str, backend: Backend) -> bool:
+        """Forgets a data root that was dropped. False if it is wanted again meanwhile: then it must stay."""
+        if self.dropped.get(cluster) is not backend:
+            return False
+        del self.dropped[cluster]
+        self._remember()
+        return True
+
+    def is_made_for(self, root: Path) -> bool:
+        """Whether a data root is a folder of its own, and not one of those that the plugin was given."""
+        return root not in self._data_dirs
+
     def _remember(self) -> None:
-        known = {
+        known = {name: str(backend.root) for name, backend in self.dropped.items()}
+        known |= {
             name: str(wanted.path)
             for name, wanted in self.wanted.items()
             if self._now(name, wanted).backend is not None or self._known.get(name) == str(wanted.path)

@@ -193,6 +193,7 @@ async def _run_agent(process: NodeProcess, servicer: Node) -> None:
             volume_queue.add(name)
 
         async def everything() -> None:
+            process.trash.set()  # a cluster may be served no more
             for name in volumes.items:
                 volume_queue.add(name)
             for name in snapshots.items:
@@ -237,6 +238,10 @@ async def _empty_trash(process: NodeProcess) -> None:
             elif served.backend is not None:
                 emptying[name] = asyncio.create_task(_empty_one(process, name, served.backend))
                 emptying[name].add_done_callback(partial(done, name))
+        for name, backend in process.clusters.dropped.items():
+            if name not in emptying:
+                emptying[name] = asyncio.create_task(_tidy_one(process, name, backend))
+                emptying[name].add_done_callback(partial(done, name))
         with suppress(TimeoutError):
             async with asyncio.timeout(_TRASH_SECONDS):
                 await process.trash.wait()
@@ -254,6 +259,19 @@ async def _empty_one(process: NodeProcess, cluster: str, backend: Backend) -> No
     process.emptied()
     if more:
         process.trash.set()
+
+
+async def _tidy_one(process: NodeProcess, cluster: str, backend: Backend) -> None:
+    """Leaves nothing of a data root that is not served any more, if nothing is stored in it."""
+    while await process.lanes.of(cluster, "trash").run("its trash", backend.empty_trash, seconds=None):
+        log.debug("the trash of %s takes a while", cluster)
+    if not process.clusters.tidied(cluster, backend):
+        return
+    whole = process.clusters.is_made_for(backend.root)
+    # As a look at it: none is taken while its folders go.
+    await process.lanes.of(cluster, "look").run(
+        f"data root {backend.root}", partial(backend.remove_empty, whole=whole), seconds=None
+    )
 
 
 async def _watch_rdma(process: NodeProcess) -> None:
