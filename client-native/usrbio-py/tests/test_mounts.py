@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 _READ = """
-import errno, sys, usrbio
+import errno, os, sys, usrbio
 mount = usrbio.Mount(sys.argv[1])
+registered = lambda: set(os.listdir(mount.path + "/3fs-virt/iovs"))
+before = registered()
 with usrbio.Iov(mount, 8192) as iov, usrbio.Ring(mount, 8) as ring, usrbio.File(sys.argv[2]) as file:
     assert list(ring.read(file, [0, 4096], 4096, iov)) == [4096, 4096]
     assert bytes(memoryview(iov)) == open(sys.argv[2], "rb").read(8192)
@@ -25,8 +27,7 @@ except OSError as error:
 else:
     print("writing: ok")
 del iov
-import os
-print("left:", len(os.listdir(mount.path + "/3fs-virt/iovs")) - 3)
+print("left:", len(registered() - before))
 import fsspec
 assert len(fsspec.filesystem("usrbio").cat_file(sys.argv[2], 0, 10)) == 10
 """
