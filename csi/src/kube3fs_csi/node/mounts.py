@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from kube3fs_csi.node import keep_flags
+
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_NOATIME, MS_NODIRATIME, MS_BIND, MS_RELATIME = 32, 1024, 2048, 4096, 1 << 21
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
@@ -108,14 +110,31 @@ def mount_of(path: Path) -> Mount:
 
 
 def mount_fuse(target: Path, flags: int = 0) -> int:
-    """Mounts a FUSE file system at `target` and returns its open /dev/fuse, which nobody serves yet."""
+    """Mounts a FUSE file system at `target` and returns its open /dev/fuse, which nobody serves yet.
+
+    nosuid, nodev and noexec that are asked for stay in pods, too (`keep_flags`).
+    """
     fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     try:
         _mount("kube3fs", target, FUSE_TYPE, MS_NOSUID | MS_NODEV | flags, f"fd={fuse},{_FUSE_OPTIONS}")
+        if flags & (MS_NOSUID | MS_NODEV | MS_NOEXEC):
+            _keep_flags(target, MS_NOSUID | MS_NODEV | flags)
     except BaseException:
         os.close(fuse)
         raise
     return fuse
+
+
+def _keep_flags(target: Path, flags: int) -> None:
+    # Not read-only: the file system is that already, and a runtime that wants "rw" must not be refused.
+    remount_bind(target, flags & ~MS_RDONLY)
+    copy = keep_flags.locked_copy(target)
+    if copy is not None:
+        try:
+            unmount(target)
+            keep_flags.put(copy, target)
+        finally:
+            os.close(copy)
 
 
 def device_of(target: Path) -> int | None:
@@ -151,6 +170,11 @@ def seal_library(target: Path) -> None:
 def bind(source: Path, target: Path) -> None:
     """Shows `source` at `target` as well."""
     _mount(str(source), target, "", MS_BIND)
+
+
+def remount_bind(target: Path, flags: int) -> None:
+    """Gives the mount at `target`, not its file system, these flags and no others."""
+    _mount("", target, "", MS_REMOUNT | MS_BIND | flags)
 
 
 def unmount(target: Path) -> None:
