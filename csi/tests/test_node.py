@@ -254,6 +254,8 @@ async def test_a_group_may_write(node: Node) -> None:
         assert done.stdout == "4242\n"
         assert Path("/etc/passwd").stat().st_gid == 0
         await publisher.unpublish("v1", want.target)
+        with pytest.raises(NotFound, match="no volume v2"):
+            await publisher.publish(node.want("pod-a", "v2", group=4242))
 
 
 async def test_a_group_gets_what_root_left_to_others(node: Node) -> None:

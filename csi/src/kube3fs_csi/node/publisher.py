@@ -221,7 +221,9 @@ class Publisher:
         await self.sessions.wait_up(WAIT_FOR_DAEMON_SECONDS)
         backend = self.clusters.backend(want.cluster)
         if want.kind == "filesystem" and want.group is not None and not want.read_only:
-            path = backend.path("volume", want.volume_id)
+            path = await self.lanes.of(want.cluster, "call").run(
+                at(want), lambda: backend.existing("volume", want.volume_id)
+            )
             await self._groups.give(want.cluster, want.volume_id, path, want.group)
         opened = await self.lanes.of(want.cluster, "call").run(
             at(want), lambda: open_volume(backend, want), discard=lambda late: os.close(late.fd)
