@@ -94,6 +94,12 @@ test-python: venv usrbiod-debug ## Unit and property tests of the Python package
 usrbiod-debug:
 	cd $(NATIVE) && $(CARGO) build -q -p usrbiod -p kube3fs-tree
 
+.PHONY: test-upgrade
+test-upgrade: venv usrbiod-debug ## From usrbiod of an earlier commit to this one under load, by hand-over and by kill -9; a minute once built
+	tests/upgrade/build.sh
+	cd $(NATIVE) && $(CARGO) build -q -p usrbio --example verify
+	.venv/bin/pytest tests/upgrade
+
 .PHONY: test-sanity
 test-sanity: go venv usrbiod-debug ## csi-sanity, all suites, against the driver's processes with the real usrbiod
 	$(CLUSTER) build
