@@ -65,6 +65,7 @@ _IOCTLS = (
     0x4004E502,  # FUSE_DEV_IOC_BACKING_CLOSE
     0x80086601,  # FS_IOC_GETFLAGS
     0x40086602,  # FS_IOC_SETFLAGS: the immutable flag of a file of its volumes
+    0x8400941F,  # BTRFS_IOC_FS_INFO: which file system a subvolume belongs to
     0x5401,  # TCGETS: isatty(3)
     0x5421,  # FIONBIO
     0x5451,  # FIOCLEX
@@ -99,6 +100,7 @@ def _by_arguments() -> list[dict[str, Any]]:
         *(_if("ioctl", _equal(1, request)) for request in _IOCTLS),
         *(_if("socket", _equal(0, family)) for family in _FAMILIES),
         _if("prlimit64", _equal(0, 0)),  # its own limits
+        _if("tgkill", _equal(2, 0)),  # no signal: whether a thread is there
         *nodes,
     ]
 
