@@ -6,6 +6,7 @@ use common::served::{Served, verify_client};
 use common::{disk_dir, wait_until};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -318,4 +319,29 @@ fn deleted_files_of(pid: u32, served: &Served) -> usize {
     let deleted =
         |path: PathBuf| path.starts_with(&backing) && path.to_string_lossy().ends_with(" (deleted)");
     fds.flatten().filter_map(|fd| fs::read_link(fd.path()).ok()).filter(|path| deleted(path.clone())).count()
+}
+
+#[test]
+fn lines_that_are_appended_without_passthrough_are_there_once_whatever_kills_the_daemon() {
+    let served = Served::start(disk_dir(), &["--no-passthrough"]);
+    let log = served.at("log");
+    let job = |who: u64| {
+        let log = &log;
+        move |stop: &AtomicBool, progress: &AtomicU64| {
+            let mut log = OpenOptions::new().create(true).append(true).open(log).expect("open");
+            while !stop.load(Ordering::Relaxed) {
+                let round = progress.load(Ordering::Relaxed);
+                log.write_all(format!("{who} {round}\n").as_bytes()).expect("append");
+                progress.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    };
+    let (one, two) = (job(1), job(2));
+    under_kills(&served, 40, &[&one, &two]);
+    let text = fs::read_to_string(&log).unwrap();
+    for who in ["1 ", "2 "] {
+        let rounds: Vec<u64> =
+            text.lines().filter_map(|line| line.strip_prefix(who)).map(|n| n.parse().unwrap()).collect();
+        assert!(rounds.iter().enumerate().all(|(n, round)| n as u64 == *round), "{who}: {rounds:?}");
+    }
 }

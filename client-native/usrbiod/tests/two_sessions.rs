@@ -228,6 +228,33 @@ fn a_file_without_a_name_can_be_opened_again_by_its_descriptor() {
     assert_eq!(read(&mount, "g"), "x");
 }
 
+#[test]
+fn what_both_append_at_once_is_all_there() {
+    for (one, two) in [(false, false), (true, false), (true, true)] {
+        let a = mount(setup(one));
+        let b = mount_beside(&a, setup(two), "");
+        std::thread::scope(|scope| {
+            for (mount, who) in [(&a, "a"), (&b, "b"), (&a, "c"), (&b, "d")] {
+                let path = mount.path("log");
+                scope.spawn(move || {
+                    let mut log = OpenOptions::new().create(true).append(true).open(path).unwrap();
+                    for n in 0..500 {
+                        log.write_all(format!("{who} {n} {}\n", "x".repeat(n % 50)).as_bytes()).unwrap();
+                    }
+                });
+            }
+        });
+        let log = read(&a, "log");
+        for who in ["a", "b", "c", "d"] {
+            let own: Vec<_> = log.lines().filter(|line| line.starts_with(who)).collect();
+            assert_eq!(own.len(), 500);
+            for (n, line) in own.into_iter().enumerate() {
+                assert_eq!(line, format!("{who} {n} {}", "x".repeat(n % 50)));
+            }
+        }
+    }
+}
+
 /// Commits 100 rows, one by one, to a database that others write as well.
 const COMMIT: &str = r#"
 import sqlite3, sys

@@ -9,6 +9,7 @@
 //! changes wait until all of that is too old ([`Folder::settled`]).
 
 use super::Fs;
+use super::append::Appends;
 use super::nodes::Key;
 use crate::types::{NodeId, Result};
 use rustix::fs::{Mode, OFlags};
@@ -29,6 +30,7 @@ const DEEPEST: usize = 4096;
 #[derive(Default)]
 pub struct Folders {
     all: Mutex<Vec<Arc<Folder>>>,
+    pub(super) appends: Appends,
 }
 
 /// The folder of one session.

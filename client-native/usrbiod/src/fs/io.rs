@@ -40,9 +40,10 @@ impl Fs {
     pub(super) fn open_as(&self, node: NodeId, opener: Opener, made: Option<OwnedFd>) -> Result<Opened> {
         let direct = opener.flags.contains(OFlags::DIRECT);
         let (fh, backing_id) = self.opens.open(&self.nodes, node, opener, made)?;
-        // What another session writes would not be seen in pages that the kernel keeps of a file in this one.
-        let direct_io =
-            (direct || self.folder.is_shared() && self.channel.maps_uncached()) && backing_id.is_none();
+        // What another session writes would not be seen in pages that the kernel keeps of a file in this one; and what is
+        // appended, the kernel would keep at a place where it may not be.
+        let uncached = self.folder.is_shared() || opener.flags.contains(OFlags::APPEND);
+        let direct_io = (direct || uncached && self.channel.maps_uncached()) && backing_id.is_none();
         Ok(Opened { fh, backing_id, direct_io })
     }
 

@@ -7,6 +7,7 @@
 //! The kernel checks permissions (`default_permissions`); the daemon acts with capabilities that pass every
 //! check, and only creates as the caller.
 
+mod append;
 mod attrs;
 mod backing;
 mod dirs;
@@ -83,6 +84,11 @@ impl Fs {
             gone: Gone::default(),
             mounts,
         })
+    }
+
+    /// What the sessions of the daemon share; its own, for one that joined no others.
+    fn folders(&self) -> &Arc<Folders> {
+        self.folders.get_or_init(Arc::default)
     }
 
     fn writable(&self) -> Result<()> {

@@ -284,6 +284,8 @@ pub const GETATTR_FH: u32 = 1 << 0;
 pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;
 /// `ReleaseIn.release_flags`: also drop the `flock` locks of the owner.
 pub const RELEASE_FLOCK_UNLOCK: u32 = 1 << 1;
+/// `WriteIn.write_flags`: pages of a mapping.
+pub const WRITE_CACHE: u32 = 1 << 0;
 /// `WriteIn.write_flags`: drop the set-id bits.
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// `LkIn.lk_flags`: a `flock` lock, not a POSIX one.

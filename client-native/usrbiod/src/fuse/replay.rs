@@ -53,8 +53,11 @@ impl Journal {
             // Two of one request: one process noted that it began, its successor what came of it.
             let unique = record.unique & !UNIQUE_RESEND;
             match left.insert(unique, (index, record)) {
-                Some((other, done)) if done.tag == DONE => {
-                    left.insert(unique, (other, done));
+                // Two that began it: an append was not there yet when it was begun again.
+                Some((other, known))
+                    if known.tag == DONE || known.tag == record.tag && newer(&known, &record) =>
+                {
+                    left.insert(unique, (other, known));
                     state.replies.remove(index);
                 }
                 Some((other, _)) => state.replies.remove(other),
@@ -130,12 +133,18 @@ impl Slot<'_> {
         self.set32(offset_of!(ReplyRec, tag), tag, Ordering::Release);
     }
 
-    /// Notes that `request` is about to be done. `moved`: inode number of what a rename moves.
-    pub fn begin(&mut self, request: &Request<'_>, moved: u64) {
+    /// Notes that `request` is about to be done. `before`: inode number of what a rename moves, or length of what is
+    /// appended to.
+    pub fn begin(&mut self, request: &Request<'_>, before: u64) {
         self.name(request);
-        self.set(offset_of!(ReplyRec, ino), moved);
+        self.set(offset_of!(ReplyRec, ino), before);
         self.set(offset_of!(ReplyRec, begun), now());
         self.tag(BEGUN);
+    }
+
+    /// Is something noted of the request that is being served?
+    pub fn has_begun(&self) -> bool {
+        self.unique.is_some()
     }
 
     fn name(&mut self, request: &Request<'_>) {
@@ -187,8 +196,12 @@ pub struct Outcome {
     pub node: u64,
     /// The file handle, 0 for none.
     pub fh: u64,
-    /// `FOPEN_*` flags, and the backing id in the high half.
+    /// `FOPEN_*` flags, and the backing id in the high half; of a write, its bytes.
     pub opened: u64,
+}
+
+fn newer(one: &ReplyRec, other: &ReplyRec) -> bool {
+    (one.begun, one.ino) > (other.begun, other.ino)
 }
 
 /// What a record says: the errno, or what the reply named.
@@ -200,7 +213,8 @@ pub fn recorded(record: &ReplyRec) -> Result<Outcome> {
     }
 }
 
-/// Must a successor know that this was begun? True for what shows when it is done twice.
+/// Must a successor know that this was begun? True for what shows when it is done twice; appends note that themselves,
+/// with the length of the file.
 pub fn is_journaled(op: &Op<'_>) -> bool {
     match op {
         Op::Symlink { .. }
@@ -309,6 +323,23 @@ mod tests {
         assert!(matches!(journal.earlier(&again), Some(Earlier::Done(_))));
         journal.forget(4);
         assert_eq!(state.replies.iter().count(), 0);
+    }
+
+    #[test]
+    fn of_two_beginnings_the_later_one_counts() {
+        for lengths in [[3, 9], [9, 3]] {
+            let state = state();
+            for (place, length) in lengths.into_iter().enumerate() {
+                let unique = 4 | if place == 0 { 0 } else { UNIQUE_RESEND };
+                let record =
+                    ReplyRec { tag: BEGUN, opcode: op::WRITE, unique, ino: length, ..ReplyRec::default() };
+                state.replies.insert(&record).unwrap();
+            }
+            let journal = Journal::new(state.clone());
+            let again = request(4 | UNIQUE_RESEND, op::WRITE);
+            assert!(matches!(journal.earlier(&again), Some(Earlier::Begun(record)) if record.ino == 9));
+            assert_eq!(state.replies.iter().count(), 1);
+        }
     }
 
     #[test]

@@ -221,7 +221,7 @@ pub struct ReplyRec {
     pub node: u64,
     /// The file handle that the reply names.
     pub fh: u64,
-    /// Inode of what a rename moves, to tell a done one from one that is to do.
+    /// To tell a done one from one that is to do: inode of what a rename moves, length of what is appended to.
     pub ino: u64,
     /// When it was begun, `CLOCK_REALTIME_COARSE` in ns.
     pub begun: u64,

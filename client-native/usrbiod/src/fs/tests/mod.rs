@@ -2,6 +2,7 @@
 //!
 //! They need root, as the daemon does (file handles, other users' files), and do nothing without.
 
+mod append;
 mod files;
 mod names;
 mod rings;

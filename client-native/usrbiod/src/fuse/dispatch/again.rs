@@ -26,6 +26,7 @@ pub(super) fn answer(call: &mut Call<'_, '_>, record: &ReplyRec) -> Result<Answe
         }
         op::CREATE | op::TMPFILE => Ok(Answer::Created(entry(call, NodeId(outcome.node))?, out)),
         op::OPEN | op::OPENDIR => Ok(Answer::Opened(out)),
+        op::WRITE => Ok(Answer::Written(outcome.opened as u32)),
         op::IOCTL => call.put(&abi::IoctlOut::default()),
         _ => Ok(Answer::EMPTY),
     }
@@ -57,6 +58,9 @@ pub(super) fn resume(call: &mut Call<'_, '_>, record: &ReplyRec) -> Result<Answe
         && was_moved(call, record, (new_parent, new), old, flags)
     {
         return Ok(Answer::EMPTY);
+    }
+    if let Op::Write { arg, data } = call.request.op {
+        return call.append_again(&arg, data, record.ino);
     }
     match run(call) {
         Err(Errno::EXIST) => made_before(call, record),

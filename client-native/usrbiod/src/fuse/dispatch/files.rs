@@ -10,6 +10,11 @@ use usrbio_wire::ioctl;
 /// Most bytes of one `COPY_FILE_RANGE` whose answer has 32 bits (`MAX_RW_COUNT` of the kernel).
 const MAX_COPY: u64 = 0x7fff_f000;
 
+/// Is it for the end of the file, wherever the kernel thinks that is? Pages that were mapped and changed are not.
+fn is_append(arg: &abi::WriteIn) -> bool {
+    arg.flags & libc::O_APPEND as u32 != 0 && arg.write_flags & abi::WRITE_CACHE == 0
+}
+
 impl Call<'_, '_> {
     pub(super) fn open(&mut self, arg: &abi::OpenIn) -> Result<Answer> {
         let node = self.ordinary()?;
@@ -32,9 +37,26 @@ impl Call<'_, '_> {
     pub(super) fn write(&mut self, arg: &abi::WriteIn, data: &[u8]) -> Result<Answer> {
         let node = self.ordinary()?;
         let kill = arg.write_flags & abi::WRITE_KILL_SUIDGID != 0;
-        let len = self.session.fs.write(node, arg.fh, arg.offset, data, kill)?;
+        let len = if is_append(arg) {
+            let (slot, request) = (&mut *self.slot, self.request);
+            self.session.fs.append(node, arg.fh, data, |length| slot.begin(request, length))?
+        } else {
+            self.session.fs.write(node, arg.fh, arg.offset, data, kill)?
+        };
+        Ok(self.written(len))
+    }
+
+    /// An append that a predecessor began when the file had `length`.
+    pub(super) fn append_again(&mut self, arg: &abi::WriteIn, data: &[u8], length: u64) -> Result<Answer> {
+        let (node, slot, request) = (self.ordinary()?, &mut *self.slot, self.request);
+        let begin = |length| slot.begin(request, length);
+        let len = self.session.fs.append_again(node, arg.fh, data, length, begin)?;
+        Ok(self.written(len))
+    }
+
+    fn written(&self, len: usize) -> Answer {
         self.session.metrics.fuse_write_bytes.fetch_add(len as u64, Ordering::Relaxed);
-        self.put(&abi::WriteOut { size: len as u32, padding: 0 })
+        Answer::Written(len as u32)
     }
 
     /// Each `close` of a file also drops the POSIX locks of its process on that file.

@@ -45,6 +45,8 @@ enum Answer {
     Entry(Entry),
     Opened(OpenOut),
     Created(Entry, OpenOut),
+    /// Bytes.
+    Written(u32),
     Silent,
 }
 
@@ -61,6 +63,7 @@ impl Answer {
             Answer::Entry(entry) => Outcome { node: entry.node.0, ..Outcome::default() },
             Answer::Opened(out) => opened(0, out),
             Answer::Created(entry, out) => opened(entry.node.0, out),
+            Answer::Written(bytes) => Outcome { opened: u64::from(*bytes), ..Outcome::default() },
             Answer::Body(_) | Answer::Silent => Outcome::default(),
         }
     }
@@ -70,6 +73,7 @@ impl Answer {
             Answer::Body(len) => *len,
             Answer::Entry(entry) => reply::put(body, &reply::entry(entry))?,
             Answer::Opened(out) => reply::put(body, out)?,
+            Answer::Written(bytes) => reply::put(body, &abi::WriteOut { size: *bytes, padding: 0 })?,
             Answer::Created(entry, out) => {
                 let at = reply::put(body, &reply::entry(entry))?;
                 at + reply::put(&mut body[at..], out)?
@@ -93,7 +97,8 @@ pub(super) fn handle(call: &mut Call<'_, '_>) -> Result<Done> {
             run(call)
         }
     };
-    if replay::is_journaled(&request.op) || matches!(request.op, Op::Lookup { .. }) && result.is_ok() {
+    let named = matches!(request.op, Op::Lookup { .. }) && result.is_ok();
+    if replay::is_journaled(&request.op) || call.slot.has_begun() || named {
         call.slot.done(request, result.as_ref().map(Answer::outcome).map_err(|e| *e));
     }
     result?.encode(call.body)
