@@ -165,7 +165,10 @@ impl Daemon {
             if !resume {
                 self.remove_state(&name);
             }
-            Refusal::Failed { what: "the start", session: name, errno }
+            match errno {
+                Errno::ADDRINUSE => Refusal::FolderServed { session: name },
+                errno => Refusal::Failed { what: "the start", session: name, errno },
+            }
         })
     }
 
@@ -483,6 +486,7 @@ impl Daemon {
             attached.session.rings.quiesce(Duration::ZERO);
             attached.serving = None;
         }
+        self.shared.folders.give_up();
         tracing::info!(sessions = sessions.len(), "drained");
     }
 

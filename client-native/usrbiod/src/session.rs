@@ -134,7 +134,7 @@ pub struct Shared {
 
 impl Session {
     /// Puts a session together; the pool does not serve it yet. `kept`: what a predecessor registered is taken over with
-    /// these fds. Beside it, the number of registrations that were lost.
+    /// these fds. Beside it, the number of registrations that were lost. `EADDRINUSE`: another daemon serves the folder.
     pub fn new(
         config: SessionConfig,
         fds: SessionFds,
@@ -152,7 +152,7 @@ impl Session {
         let (read_only, cache) = (config.read_only, shared.fds.clone());
         let (for_fs, seen) = (channel.clone(), mounts.clone());
         let fs = Fs::new(for_fs, state.clone(), fds.backing, read_only, cache, keeping, seen)?;
-        let fs = shared.folders.join(fs, kept.is_some());
+        let fs = shared.folders.join(fs, kept.is_some())?;
         fs.set_space(config.space);
         let rings = RingsConfig {
             session: config.name.clone(),

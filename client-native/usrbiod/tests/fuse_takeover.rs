@@ -7,7 +7,6 @@ mod fuse_mount;
 
 use fuse_mount::{Mount, Setup, mount, session, shared};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{Mode, OFlags};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -216,9 +215,7 @@ fn work_until(dies: Dies, case: &Case, session: &Session, unique: u64, moved: u6
 /// A successor on the mount of `m`.
 fn succeed(m: &Mount, passthrough: bool) -> (Arc<Session>, Shared) {
     let again = |fd: &OwnedFd| fd.as_fd().try_clone_to_owned().unwrap();
-    let open = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let backing = rustix::fs::open(m.backing(""), open, Mode::empty()).unwrap();
-    let fds = SessionFds { fuse: again(&m.session.channel.fd), backing, shm: None };
+    let fds = SessionFds { fuse: again(&m.session.channel.fd), backing: again(&m.directory), shm: None };
     let shared = shared(|_| ());
     let setup = Setup { passthrough, ..Setup::default() };
     let new = session(setup, fds, m.session.state.clone(), &m.path(""), &shared, 2);

@@ -396,3 +396,48 @@ fn a_hundred_idle_sessions_cost_no_threads_and_little_memory() {
     eprintln!("100 sessions: {rss} KiB, {} threads", field(&status(), "Threads:"));
     assert!(rss < 24 << 10, "{rss} KiB");
 }
+
+#[test]
+fn a_folder_is_served_by_one_daemon_and_its_successors() {
+    let mut daemon = DaemonProcess::start();
+    let stranger = DaemonProcess::start();
+    let mut first = Mounted::new();
+    let data = first.path("data");
+    fs::create_dir(data.join("inside")).unwrap();
+    // As of other pods: opened by themselves.
+    let beside = |dir: PathBuf| {
+        let mut mounted = Mounted::new();
+        mounted.fds[1] = File::open(dir).unwrap().into();
+        mounted
+    };
+    let (second, third, fourth) = (beside(data.clone()), beside(data.join("inside")), beside(data.clone()));
+    ok(&first.attach(&daemon.connect(), "s", false));
+    assert_eq!(code(&second.attach(&stranger.connect(), "t", false)), "folder-served");
+    ok(&second.attach(&daemon.connect(), "t", false));
+
+    // Not while nobody serves it either; its sessions come back in any order.
+    daemon.kill();
+    assert_eq!(code(&fourth.attach(&stranger.connect(), "v", false)), "folder-served");
+    daemon.restart();
+    ok(&second.attach(&daemon.connect(), "t", true));
+    ok(&first.attach(&daemon.connect(), "s", true));
+    assert_eq!(code(&third.attach(&stranger.connect(), "u", false)), "folder-served");
+
+    // A successor takes over from a daemon that runs still.
+    let new = daemon.successor();
+    ok(&request(&daemon.connect(), &json!({"op": "drain"}), &[]).0);
+    ok(&first.attach(&new.connect(), "s", true));
+    ok(&second.attach(&new.connect(), "t", true));
+    ok(&third.attach(&new.connect(), "u", false));
+    fs::write(first.path("mnt/f"), "x").unwrap();
+    assert_eq!(fs::read_to_string(second.path("mnt/f")).unwrap(), "x");
+
+    // It is free when the daemon has detached and the peer has closed its fds.
+    for name in ["s", "t", "u"] {
+        ok(&request(&new.connect(), &json!({"op": "detach", "session": name}), &[]).0);
+    }
+    drop((second, third));
+    daemon.kill();
+    first.fds[1] = File::open(&data).unwrap().into();
+    ok(&fourth.attach(&stranger.connect(), "v", false));
+}

@@ -275,6 +275,32 @@ fn the_mount_of_a_killed_serve_is_cleaned_by_the_next_one() {
     let _ = fs::remove_dir_all(old_run_dir);
 }
 
+/// Its last words, after what the daemon logged.
+fn refused_by_daemon(output: &Output) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(14), "{said}");
+    let last = said.lines().rfind(|line| !line.is_empty()).unwrap_or_default();
+    assert!(last.starts_with("usrbiod: ") && last.contains("stop the other one"), "{said}");
+}
+
+#[test]
+fn a_folder_that_another_daemon_serves_is_refused_until_that_one_is_gone() {
+    let first = Serve::start(&[]);
+    fs::create_dir(first.data("inside")).unwrap();
+    let other = layout();
+    let mnt = other.path().join("mnt");
+    for dir in [first.data(""), first.data("inside"), first.dir.path().to_owned()] {
+        let output = usrbiod(&["serve", dir.to_str().unwrap(), mnt.to_str().unwrap()]);
+        refused_by_daemon(&output);
+        assert!(mounted_at(&mnt).unwrap().is_empty());
+    }
+    fs::write(first.mnt("f"), "served").unwrap();
+    let dir = first.data("");
+    first.kill_daemon();
+    fs::write(first.mnt("g"), "served by its successor").unwrap();
+    refused_by_daemon(&usrbiod(&["serve", dir.to_str().unwrap(), mnt.to_str().unwrap()]));
+}
+
 #[test]
 fn a_mount_point_in_use_is_refused() {
     let serve = Serve::start(&[]);

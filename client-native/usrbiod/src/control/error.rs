@@ -44,6 +44,11 @@ pub enum Refusal {
         "the state of session {session} cannot be taken over: {why}; detach with the version that wrote it, or mount anew"
     )]
     StateVersion { session: String, why: String },
+    #[error(
+        "another daemon serves the folder of session {session}, or one above it or inside it, and neither would know \
+         the other's locks: stop the other one, or mount what it has mounted"
+    )]
+    FolderServed { session: String },
     #[error("the daemon is draining and takes no sessions: attach to its successor")]
     Draining,
     #[error("this connection carries keep events: ask on another one")]
@@ -90,6 +95,7 @@ impl Refusal {
             Refusal::SessionUnknown { .. } => "session-unknown",
             Refusal::NoState { .. } => "no-state",
             Refusal::StateVersion { .. } => "state-version",
+            Refusal::FolderServed { .. } => "folder-served",
             Refusal::Draining => "draining",
             Refusal::IsKeeper => "is-keeper",
             Refusal::Panicked | Refusal::Stuck { .. } | Refusal::Failed { .. } | Refusal::Unlisted { .. } => {

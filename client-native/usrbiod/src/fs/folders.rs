@@ -6,12 +6,14 @@
 //! that is alone, or beside readers only, loses nothing.
 //!
 //! When such a session comes, the others' kernels still keep what they were given before. It is served at once, and its
-//! changes wait until all of that is too old ([`Folder::settled`]).
+//! changes wait until all of that is too old ([`Folder::settled`]). Sessions that are resumed come back one by one: each is
+//! taken for one that has company for as long, and none waits for another.
 
 use super::Fs;
 use super::append::Appends;
+use super::folder_locks::{FolderLocks, is_local};
 use super::nodes::Key;
-use crate::types::{NodeId, Result};
+use crate::types::{Errno, NodeId, Result};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,21 +25,34 @@ use std::time::{Duration, Instant};
 const VALID: u32 = 1;
 /// After this long the kernel keeps nothing that was given with [`VALID`]: that, its ticks, and an answer on its way.
 const EXPIRED: Duration = Duration::from_millis(VALID as u64 * 1000 + 500);
+/// A daemon that was killed may hold its folder for a moment longer.
+const ENDING: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_millis(10);
 /// Deeper than any path.
 const DEEPEST: usize = 4096;
 
 /// The folders of all sessions of a daemon.
 #[derive(Default)]
 pub struct Folders {
-    all: Mutex<Vec<Arc<Folder>>>,
+    all: Mutex<All>,
     pub(super) appends: Appends,
+}
+
+#[derive(Default)]
+struct All {
+    folders: Vec<Arc<Folder>>,
+    locks: FolderLocks,
 }
 
 /// The folder of one session.
 pub(super) struct Folder {
-    root: Key,
+    pub(super) root: Key,
+    /// The fd that the session was given.
+    pub(super) dir: OwnedFd,
     /// The directories above it, nearest first.
-    above: Vec<Key>,
+    pub(super) above: Vec<Key>,
+    /// Other daemons can be kept from serving it.
+    pub(super) lockable: bool,
     read_only: bool,
     fs: OnceLock<Weak<Fs>>,
     /// Others serve a part of it.
@@ -47,6 +62,9 @@ pub(super) struct Folder {
     shared: AtomicBool,
     /// Until when the kernel of this session may show what it was given before it was shared.
     kept_until: Mutex<Option<Instant>>,
+    born: Instant,
+    /// Resumed a short while ago: others may come back yet.
+    young: AtomicBool,
     /// Changes wait until then, if there is anything to wait for.
     unsettled: AtomicBool,
     settled_at: Mutex<Option<Instant>>,
@@ -57,13 +75,17 @@ impl Folder {
     pub fn new(root: &OwnedFd, key: Key, read_only: bool) -> Result<Folder> {
         Ok(Folder {
             root: key,
+            dir: root.try_clone().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::MFILE))?,
             above: above(root, key)?,
+            lockable: is_local(root) && !rustix::fs::fcntl_getfl(root)?.contains(OFlags::PATH),
             read_only,
             fs: OnceLock::new(),
             accompanied: AtomicBool::new(false),
             others: RwLock::default(),
             shared: AtomicBool::new(false),
             kept_until: Mutex::default(),
+            born: Instant::now(),
+            young: AtomicBool::new(false),
             unsettled: AtomicBool::new(false),
             settled_at: Mutex::default(),
         })
@@ -71,7 +93,7 @@ impl Folder {
 
     /// Seconds for which the kernel may keep names and attributes.
     pub fn valid(&self) -> u32 {
-        if self.is_shared() { 0 } else { VALID }
+        if self.is_shared() || self.is_young() { 0 } else { VALID }
     }
 
     /// May another session of this daemon change what this one shows?
@@ -79,9 +101,23 @@ impl Folder {
         self.shared.load(Ordering::Acquire)
     }
 
+    fn is_young(&self) -> bool {
+        if !self.young.load(Ordering::Acquire) {
+            return false;
+        }
+        let young = self.born.elapsed() < EXPIRED;
+        self.young.store(young, Ordering::Release);
+        young
+    }
+
+    /// Is there nothing that a change would have to wait for?
+    pub fn is_settled(&self) -> bool {
+        !self.unsettled.load(Ordering::Acquire)
+    }
+
     /// Returns when the kernels of others show nothing any more that was true before this session came: before a change.
     pub fn settled(&self) {
-        if !self.unsettled.load(Ordering::Acquire) {
+        if self.is_settled() {
             return;
         }
         let until = *lock(&self.settled_at);
@@ -126,7 +162,9 @@ impl Folder {
     /// Lets changes wait for the kernels of the others.
     fn settle(&self, now: Instant) {
         let others = self.others.read().unwrap_or_else(|e| e.into_inner());
-        let kept = others.iter().filter_map(|other| *lock(&other.kept_until)).max();
+        // Both were there before: what the kernel of one was given then, it could not keep.
+        let others = others.iter().filter(|other| !(self.is_young() && other.is_young()));
+        let kept = others.filter_map(|other| *lock(&other.kept_until)).max();
         if let Some(until) = kept.filter(|until| *until > now) {
             *lock(&self.settled_at) = Some(until);
             self.unsettled.store(true, Ordering::Release);
@@ -135,8 +173,9 @@ impl Folder {
 }
 
 impl Folders {
-    /// Adds a session, for as long as `fs` lives. `resumed`: its kernel may show what a predecessor gave it.
-    pub fn join(self: &Arc<Folders>, fs: Fs, resumed: bool) -> Arc<Fs> {
+    /// Adds a session, for as long as `fs` lives. `resumed`: its kernel may show what a predecessor gave it. `EADDRINUSE`:
+    /// another daemon serves the folder, or one above it or in it; a session that is resumed goes on all the same.
+    pub fn join(self: &Arc<Folders>, fs: Fs, resumed: bool) -> Result<Arc<Fs>> {
         let fs = Arc::new_cyclic(|weak| {
             // Nobody has seen this folder yet, so that it is the first to set these.
             let _ = fs.folder.fs.set(weak.clone());
@@ -145,23 +184,49 @@ impl Folders {
         });
         if resumed {
             *lock(&fs.folder.kept_until) = Some(Instant::now());
+            fs.folder.young.store(true, Ordering::Release);
         }
+        let deadline = Instant::now() + ENDING;
+        while !self.enter(&fs.folder, resumed) {
+            if Instant::now() > deadline {
+                return Err(Errno::ADDRINUSE);
+            }
+            std::thread::sleep(AGAIN);
+        }
+        Ok(fs)
+    }
+
+    /// Adds a folder. False: another daemon serves it, and nothing has changed.
+    fn enter(&self, folder: &Arc<Folder>, resumed: bool) -> bool {
         let mut all = self.all();
-        all.push(fs.folder.clone());
-        meet(&all);
-        drop(all);
-        fs
+        all.folders.push(folder.clone());
+        let All { folders, locks } = &mut *all;
+        locks.update(folders);
+        let entered = resumed || locks.hold(folder);
+        if !entered {
+            folders.pop();
+            locks.update(folders);
+        }
+        meet(folders);
+        entered
+    }
+
+    /// A successor serves all of them from now on.
+    pub fn give_up(&self) {
+        self.all().locks.give_up();
     }
 
     /// Takes the folder of a session that has ended out.
     pub(super) fn leave(&self, folder: &Arc<Folder>) {
         let mut all = self.all();
-        all.retain(|other| !Arc::ptr_eq(other, folder));
+        let All { folders, locks } = &mut *all;
+        folders.retain(|other| !Arc::ptr_eq(other, folder));
+        locks.update(folders);
         folder.meet(Vec::new(), Instant::now());
-        meet(&all);
+        meet(folders);
     }
 
-    fn all(&self) -> MutexGuard<'_, Vec<Arc<Folder>>> {
+    fn all(&self) -> MutexGuard<'_, All> {
         lock(&self.all)
     }
 }

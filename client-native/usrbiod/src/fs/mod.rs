@@ -12,6 +12,7 @@ mod attrs;
 mod backing;
 mod dirs;
 mod fd_cache;
+mod folder_locks;
 mod folders;
 mod gone;
 mod io;

@@ -3,6 +3,7 @@
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::UnmountFlags;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -37,6 +38,8 @@ pub struct Mount {
     pub unmounted: Receiver<String>,
     pub shared: Shared,
     _watch: Sender<()>,
+    /// What the session was given, as a peer keeps it.
+    pub directory: OwnedFd,
     point: TempDir,
     backing: Arc<TempDir>,
     /// What is served: the backing directory or one inside it.
@@ -107,12 +110,21 @@ fn serve(
     let (point, served) = (TempDir::new().unwrap(), backing.path().join(folder));
     usrbiod::sys::mount::mount_fuse(&fuse, "test", point.path()).unwrap();
     let directory = open(&served, OFlags::RDONLY | OFlags::DIRECTORY).unwrap();
-    let fds = SessionFds { fuse, backing: directory, shm: None };
+    let fds = SessionFds { fuse, backing: directory.try_clone().unwrap(), shm: None };
     let state = Arc::new(SessionState::anonymous().unwrap());
     let session = session(setup, fds, state, point.path(), &shared, number);
     shared.pool.add(session.clone()).unwrap();
     std::fs::metadata(point.path()).expect("the mount answers, so INIT is done");
-    Mount { session, unmounted, shared, _watch: watch(point.path().to_owned()), point, backing, served }
+    Mount {
+        session,
+        unmounted,
+        shared,
+        _watch: watch(point.path().to_owned()),
+        directory,
+        point,
+        backing,
+        served,
+    }
 }
 
 /// What a daemon has beside its sessions.

@@ -4,6 +4,7 @@
 
 mod append;
 mod files;
+mod folders;
 mod names;
 mod rings;
 mod takeover;
