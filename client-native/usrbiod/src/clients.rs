@@ -9,6 +9,7 @@ use crate::ring::SessionRings;
 use crate::sys::process::start_time;
 use crate::types::{Caller, Errno, Owner, UNKNOWN_ID};
 use rustix::process::{Pid, PidfdFlags};
+use rustix::thread::CapabilitySet;
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -35,6 +36,17 @@ pub fn tgid_of(caller: &Caller) -> u32 {
         return caller.pid;
     }
     ThreadStatus::read(caller.pid).and_then(|status| status.number("Tgid:")).unwrap_or_default()
+}
+
+/// Has a caller `CAP_SYS_ADMIN` over this machine, not only in a user namespace of its own?
+pub fn is_admin(caller: &Caller) -> bool {
+    let all_users = |map: String| map.split_ascii_whitespace().eq(["0", "0", "4294967295"]);
+    let has = |status: ThreadStatus| {
+        let effective = u64::from_str_radix(status.line("CapEff:")?, 16).ok()?;
+        Some(CapabilitySet::from_bits_retain(effective).contains(CapabilitySet::SYS_ADMIN))
+    };
+    ThreadStatus::read(caller.pid).and_then(has) == Some(true)
+        && std::fs::read_to_string(proc_path(caller.pid, "uid_map")).is_ok_and(all_users)
 }
 
 /// Thread group of a thread, and its start time.

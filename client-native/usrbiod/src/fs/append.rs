@@ -7,7 +7,7 @@
 
 use super::Fs;
 use super::nodes::Key;
-use crate::sys::creds::prepare_thread;
+use crate::sys::creds::Scope;
 use crate::types::{Errno, NodeId, Result};
 use rustix::io::ReadWriteFlags;
 use std::collections::HashMap;
@@ -67,7 +67,6 @@ impl Fs {
         begun_at: Option<u64>,
         begin: impl FnOnce(u64),
     ) -> Result<usize> {
-        prepare_thread()?;
         let file = self.opens.file(&self.nodes, node, fh, true)?;
         let tail = self.folders().appends.tail(self.nodes.key(node)?);
         let mut tail = tail.lock().unwrap_or_else(|e| e.into_inner());
@@ -80,6 +79,7 @@ impl Fs {
             }
         }
         begin(length);
+        let _writer = Scope::writer()?;
         loop {
             match rustix::io::pwritev2(&file.fd, &[IoSlice::new(data)], 0, ReadWriteFlags::APPEND) {
                 Err(Errno::INTR) => (),

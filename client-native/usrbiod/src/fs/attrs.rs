@@ -136,10 +136,17 @@ impl Fs {
         with_buffer(|buf| rustix::fs::getxattr(&path, name, buf))
     }
 
-    /// FUSE_LISTXATTR: NUL-terminated names, to be treated as for `getxattr`.
-    pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
+    /// FUSE_LISTXATTR: NUL-terminated names, to be treated as for `getxattr`. As local file systems do it, `trusted.*` is
+    /// named only to who may read it: if `is_admin` says so.
+    pub fn listxattr(&self, node: NodeId, is_admin: impl FnOnce() -> bool) -> Result<Vec<u8>> {
         let path = proc_path(&*self.nodes.path_fd(node)?);
-        with_buffer(|buf| rustix::fs::listxattr(&path, buf))
+        let names = with_buffer(|buf| rustix::fs::listxattr(&path, buf))?;
+        let is_trusted = |name: &[u8]| name.starts_with(b"trusted.");
+        let mut each = names.split_inclusive(|byte| *byte == 0);
+        if !each.clone().any(is_trusted) || is_admin() {
+            return Ok(names);
+        }
+        Ok(each.by_ref().filter(|name| !is_trusted(name)).flatten().copied().collect())
     }
 
     /// FUSE_REMOVEXATTR.
@@ -151,9 +158,11 @@ impl Fs {
 
 /// When `member`, acts as a member of the file's group: without CAP_FSETID only a member keeps its set-group-id bit. That the
 /// caller may have it was checked by the kernel.
-fn group_scope(fd: &OwnedFd, member: bool) -> Result<Scope> {
-    let gid = if member { rustix::fs::fstat(fd)?.st_gid } else { 0 };
-    Scope::owner(0, gid, 0)
+fn group_scope(fd: &OwnedFd, member: bool) -> Result<Option<Scope>> {
+    if !member {
+        return Ok(None);
+    }
+    Scope::owner(0, rustix::fs::fstat(fd)?.st_gid, 0).map(Some)
 }
 
 fn time(set: SetTime) -> Timespec {

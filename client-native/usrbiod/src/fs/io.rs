@@ -3,7 +3,7 @@
 use super::opens::{Opener, allows};
 use super::types::Opened;
 use super::{BackingFile, Fs};
-use crate::sys::creds::prepare_thread;
+use crate::sys::creds::Scope;
 use crate::types::{Caller, Errno, NodeId, Result};
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use std::os::fd::OwnedFd;
@@ -88,8 +88,8 @@ impl Fs {
         kill_suidgid: bool,
     ) -> Result<usize> {
         let _ = kill_suidgid;
-        prepare_thread()?;
         let file = self.opens.file(&self.nodes, node, fh, true)?;
+        let _writer = Scope::writer()?;
         let mut done = 0;
         while done < data.len() {
             match rustix::io::pwrite(&file.fd, &data[done..], offset + done as u64) {
@@ -111,9 +111,10 @@ impl Fs {
 
     /// FUSE_FALLOCATE with the mode of `fallocate(2)`.
     pub fn fallocate(&self, node: NodeId, fh: u64, offset: u64, len: u64, mode: u32) -> Result<()> {
-        prepare_thread()?;
         let file = self.opens.file(&self.nodes, node, fh, true)?;
+        let writer = Scope::writer()?;
         let result = rustix::fs::fallocate(&file.fd, FallocateFlags::from_bits_retain(mode), offset, len);
+        drop(writer);
         self.holes_made(node);
         result
     }
@@ -151,12 +152,13 @@ impl Fs {
         if flags != 0 {
             return Err(Errno::INVAL);
         }
-        prepare_thread()?;
         let source = self.opens.file(&self.nodes, from.0, from.1, false)?;
         let target = self.opens.file(&self.nodes, to.0, to.1, true)?;
         let (mut at, mut to_at) = (from.2, to.2);
         let len = len.min(MAX_RW) as usize;
+        let writer = Scope::writer()?;
         let done = rustix::fs::copy_file_range(&source.fd, Some(&mut at), &target.fd, Some(&mut to_at), len)?;
+        drop(writer);
         // Holes are copied as holes.
         self.holes_made(to.0);
         Ok(done)

@@ -56,6 +56,8 @@ struct Inner {
     files: [Option<Arc<BackingFile>>; 4],
     /// Owners of rings whom the backing file system let open the file.
     allowed: Vec<(Owner, bool)>,
+    /// It could be opened for writing.
+    written: bool,
     /// The peer has an fd of it.
     kept: bool,
     /// The last handle is gone, and this is out of the map.
@@ -97,6 +99,13 @@ pub(super) fn allows(flags: OFlags, write: bool) -> bool {
         OFlags::WRONLY => write,
         _ => !write,
     }
+}
+
+/// How the backing file is opened for a client that opens with `flags`, to find out whether it can be: that of a read-only
+/// file system, or one that may not be changed (`chattr +i`, a running program), cannot be written.
+fn access(flags: OFlags) -> OFlags {
+    let access = if allows(flags, true) { OFlags::RDWR } else { OFlags::RDONLY };
+    access | OFlags::NONBLOCK | flags & OFlags::APPEND
 }
 
 fn file_handle(index: u32, generation: u32) -> u64 {
@@ -196,8 +205,14 @@ impl Opens {
     ) -> Result<(u64, Option<u32>)> {
         let write = allows(opener.flags, true);
         if matches!(inner.passthrough, Passthrough::Untried) {
-            let id = self.register(nodes, open, made.as_ref())?;
+            let id = self.register(nodes, open, opener.flags, made.as_ref())?;
             self.set_passthrough(inner, id);
+            inner.written |= write && id != 0;
+        }
+        if write && !inner.written && matches!(inner.passthrough, Passthrough::Id(_)) {
+            // The kernel would answer EIO for whatever the backing file system says.
+            drop(nodes.reopen(open.node, access(opener.flags))?);
+            inner.written = true;
         }
         let id = match inner.passthrough {
             Passthrough::Id(id) => Some(id),
@@ -233,21 +248,23 @@ impl Opens {
     }
 
     /// Gives the kernel the backing file; its id, or 0. That it cannot take it (a stacked file system, an old kernel) is no error.
-    fn register(&self, nodes: &Nodes, open: &OpenNode, made: Option<&OwnedFd>) -> Result<u32> {
+    fn register(&self, nodes: &Nodes, open: &OpenNode, flags: OFlags, made: Option<&OwnedFd>) -> Result<u32> {
         if !self.channel.passthrough() {
             return Ok(0);
         }
-        // The kernel writes with the credentials of the thread that registers: without CAP_FSETID.
-        crate::sys::creds::prepare_thread()?;
         let own;
         let fd = match made {
             Some(fd) => fd.as_fd(),
             None => {
-                own = nodes.reopen(open.node, OFlags::RDONLY | OFlags::NONBLOCK)?;
+                own = nodes.reopen(open.node, access(flags))?;
                 own.as_fd()
             }
         };
-        match self.channel.backing_open(fd) {
+        // The kernel writes with the credentials of the thread that registers.
+        let writer = crate::sys::creds::Scope::writer()?;
+        let id = self.channel.backing_open(fd);
+        drop(writer);
+        match id {
             Ok(id) => {
                 self.set_backing_id(open.node, id);
                 Ok(id)

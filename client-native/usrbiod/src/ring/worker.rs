@@ -62,7 +62,7 @@ struct Attended {
 impl Worker {
     pub(super) fn new(me: u32, staff: Arc<Staff>) -> Worker {
         // A write by us must take a file's set-id bits away, as one by its client would.
-        if let Err(error) = creds::prepare_thread() {
+        if let Err(error) = creds::prepare_writer() {
             tracing::warn!(%error, "CAP_FSETID was not given up: writes keep set-id bits");
         }
         let begun = staff.begun;

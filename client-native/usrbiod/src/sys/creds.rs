@@ -12,7 +12,13 @@ use std::marker::PhantomData;
 
 thread_local! {
     static CAPABILITIES: Cell<Option<CapabilitySets>> = const { Cell::new(None) };
+    /// Who this thread is between two scopes.
+    static OWN_UID: Cell<u32> = const { Cell::new(0) };
 }
+
+/// Who writes. File systems keep blocks for root, by the writer's file system user or `CAP_SYS_RESOURCE`: what users write
+/// must not take those.
+const NOBODY: u32 = 65_534;
 
 /// Makes this thread fit to act for others, once per thread; every further call is free.
 ///
@@ -20,6 +26,7 @@ thread_local! {
 /// * It has no supplementary groups.
 /// * It gives up `CAP_FSETID`: so the kernel clears set-id bits when it writes, and when the kernel itself writes
 ///   through a backing file that this thread registered.
+/// * It gives up `CAP_SYS_RESOURCE`, which passes over quotas and over what a file system keeps for root.
 pub fn prepare_thread() -> Result<()> {
     sets().map(drop)
 }
@@ -35,11 +42,20 @@ fn sets() -> Result<CapabilitySets> {
     if sets.effective.contains(CapabilitySet::SETGID) {
         rustix::thread::set_thread_groups(&[])?;
     }
-    sets.effective.remove(CapabilitySet::FSETID);
-    sets.permitted.remove(CapabilitySet::FSETID);
+    let given_up = CapabilitySet::FSETID | CapabilitySet::SYS_RESOURCE;
+    sets.effective.remove(given_up);
+    sets.permitted.remove(given_up);
     rustix::thread::set_capabilities(None, sets)?;
     CAPABILITIES.set(Some(sets));
     Ok(sets)
+}
+
+/// Makes this thread one that writes for users and creates nothing: nobody, with the daemon's capabilities.
+pub fn prepare_writer() -> Result<()> {
+    let sets = sets()?;
+    OWN_UID.set(NOBODY);
+    set_fs_uid(NOBODY)?;
+    rustix::thread::set_capabilities(None, sets)
 }
 
 /// While this lives, the thread's file system user, group and umask are those of a caller.
@@ -56,7 +72,7 @@ impl Scope {
     pub fn owner(uid: u32, gid: u32, umask: u32) -> Result<Scope> {
         let sets = sets()?;
         let mut scope = Scope::unprivileged(uid, gid)?;
-        if uid != 0 {
+        if scope.ids && uid != 0 {
             rustix::thread::set_capabilities(None, sets)?;
         }
         if umask != 0 {
@@ -69,13 +85,36 @@ impl Scope {
     /// Acts as `uid` and `gid` without capabilities over files (unless `uid` is 0): the kernel checks every access.
     pub fn unprivileged(uid: u32, gid: u32) -> Result<Scope> {
         sets()?;
-        let scope = Scope { ids: uid != 0 || gid != 0, umask: false, this_thread: PhantomData };
-        // From here on, an early return drops `scope`, which puts root back.
+        let own = OWN_UID.get();
+        let scope = Scope { ids: (uid, gid) != (own, 0) || own != 0, umask: false, this_thread: PhantomData };
+        // From here on, an early return drops `scope`, which puts everything back.
         if scope.ids {
             set_fs_gid(gid)?;
+            if own != 0 {
+                // Only the step from root to somebody else takes capabilities off.
+                set_fs_uid(0)?;
+            }
             set_fs_uid(uid)?;
         }
         Ok(scope)
+    }
+
+    /// For writing to what is open, or registering it for the kernel to write.
+    pub fn writer() -> Result<Scope> {
+        sets()?;
+        let scope = Scope { ids: OWN_UID.get() == 0, umask: false, this_thread: PhantomData };
+        if scope.ids {
+            set_fs_uid(NOBODY)?;
+        }
+        Ok(scope)
+    }
+
+    /// With CAP_SETUID and CAP_SETGID, which a change of the file system user does not take away.
+    fn put_back(&self) -> Result<()> {
+        let own = OWN_UID.get();
+        set_fs_uid(own)?;
+        set_fs_gid(0)?;
+        if own == 0 { Ok(()) } else { rustix::thread::set_capabilities(None, sets()?) }
     }
 }
 
@@ -84,13 +123,10 @@ impl Drop for Scope {
         if self.umask {
             rustix::process::umask(Mode::empty());
         }
-        if self.ids {
-            // To 0 with CAP_SETUID and CAP_SETGID, which a change of the file system user does not take away. A
-            // thread that stayed somebody else would mix up its callers: better none.
-            if set_fs_uid(0).is_err() || set_fs_gid(0).is_err() {
-                tracing::error!("setfsuid(0) failed; the daemon cannot go on without risk for its callers");
-                std::process::abort();
-            }
+        // A thread that stayed somebody else would mix up its callers: better none.
+        if self.ids && self.put_back().is_err() {
+            tracing::error!("setfsuid failed; the daemon cannot go on without risk for its callers");
+            std::process::abort();
         }
     }
 }

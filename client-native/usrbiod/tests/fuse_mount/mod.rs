@@ -85,11 +85,16 @@ fn watch(point: PathBuf) -> Sender<()> {
 
 /// Mounts, as root.
 pub fn mount(setup: Setup) -> Mount {
+    mount_of(TempDir::new().unwrap(), setup)
+}
+
+/// Mounts what lies in a directory of the caller's.
+pub fn mount_of(backing: TempDir, setup: Setup) -> Mount {
     let (tx, unmounted) = channel();
     let shared = shared(move |session| {
         let _ = tx.send(session.config.name.clone());
     });
-    serve(setup, Arc::new(TempDir::new().unwrap()), "", shared, unmounted, 1)
+    serve(setup, Arc::new(backing), "", shared, unmounted, 1)
 }
 
 /// Another mount of what `first` serves, or of `folder` in there, by the same daemon. Its end is not told.

@@ -3,6 +3,7 @@
 use super::super::abi::{self, fattr};
 use super::super::reply;
 use super::{Answer, Call};
+use crate::clients;
 use crate::fs::{SetAttr, SetTime};
 use crate::types::{Errno, NodeId, Result};
 use std::ffi::CStr;
@@ -66,8 +67,11 @@ impl Call<'_, '_> {
     }
 
     pub(super) fn listxattr(&mut self, size: u32) -> Result<Answer> {
-        let node = self.request.node;
-        let names = if node.is_virtual() { Vec::new() } else { self.session.fs.listxattr(node)? };
+        let (node, caller) = (self.request.node, &self.request.caller);
+        let names = match node.is_virtual() {
+            true => Vec::new(),
+            false => self.session.fs.listxattr(node, || clients::is_admin(caller))?,
+        };
         reply::xattr(self.body, &names, size).map(Answer::Body)
     }
 
