@@ -51,6 +51,18 @@ pub enum Error {
         .0.display()
     )]
     ShmNotShared(PathBuf),
+    /// The daemon does not take a ring or an Iov, for a reason that has something to do about it.
+    #[error("the volume at {} does not take this {what} ({errno}): {why}", .mount.display())]
+    Refused {
+        /// `ring` or `Iov`.
+        what: &'static str,
+        /// Where the volume is mounted.
+        mount: PathBuf,
+        /// What the daemon answered.
+        errno: Errno,
+        /// What it means, and what to do.
+        why: &'static str,
+    },
     /// The fd does not belong to a file of a 3FS mount.
     #[error("fd {0} is no file of a 3FS mount: is the path below the mount point?")]
     NotOn3fs(i32),
@@ -87,7 +99,7 @@ impl Error {
     pub fn errno(&self) -> i32 {
         match self {
             Error::Invalid(_) | Error::AlreadyRegistered(_) => libc::EINVAL,
-            Error::Os { errno, .. } => errno.raw_os_error(),
+            Error::Os { errno, .. } | Error::Refused { errno, .. } => errno.raw_os_error(),
             Error::Shm { .. } | Error::Semaphore { .. } | Error::Broken(_) => libc::EIO,
             Error::NoSpace { .. } => libc::ENOSPC,
             Error::ShmNotShared(_) => libc::EACCES,

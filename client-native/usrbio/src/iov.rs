@@ -42,7 +42,12 @@ impl Registration {
                 Ok(Registration { mount, name: name.into(), made_in })
             }
             Err(Errno::ACCESS) => Err(Error::ShmNotShared(shm.to_owned())),
-            Err(errno) => Err(Error::os("register shared memory as", link)(errno)),
+            Err(errno) => match refusal(IovName::parse(name).is_ok_and(|name| name.ring.is_some()), errno) {
+                Some((what, why)) => {
+                    Err(Error::Refused { what, mount: mount.point().to_owned(), errno, why })
+                }
+                None => Err(Error::os("register shared memory as", link)(errno)),
+            },
         }
     }
 
@@ -76,6 +81,33 @@ impl Drop for Registration {
             tracing::info!("cannot unregister {}: {errno}", self.link().display());
         }
     }
+}
+
+/// What an answer of the daemon means that names a limit. The numbers are those of usrbiod, unless it was given others.
+fn refusal(ring: bool, errno: Errno) -> Option<(&'static str, &'static str)> {
+    let what = if ring { "ring" } else { "Iov" };
+    let why = match errno {
+        Errno::MFILE if ring => {
+            "the processes of this pod have 1024 rings of it, or 4096 rings and Iovs, and may not have more. This limit is the \
+             volume's, not that of open files: close rings that are idle, or let threads share one"
+        }
+        Errno::MFILE => {
+            "the processes of this pod have 4096 rings and Iovs of it and may not have more. This limit is the volume's, not \
+             that of open files: close some, or use parts of one larger Iov"
+        }
+        Errno::TOOBIG => "a ring has at most 65536 entries",
+        Errno::DQUOT => "the Iovs that this pod has of it would be more than 1 TiB together: close some",
+        Errno::NOMEM => {
+            "the memory limit of this container or pod leaves no room for it: make it smaller, or raise \
+             resources.limits.memory"
+        }
+        Errno::NOSPC => {
+            "/dev/shm is too small for it: make that larger (annotation kube3fs.io/shm-size on the pod, --shm-size for a \
+             container), or this smaller"
+        }
+        _ => return None,
+    };
+    Some((what, why))
 }
 
 /// Makes shared memory of `len` bytes with a name of its own.
@@ -279,5 +311,24 @@ mod tests {
         let iov = Iov::create(&fake.mount(), 100, 0, 0).unwrap();
         assert!(iov.write_at(96, b"1234").is_some() && iov.write_at(97, b"1234").is_none());
         assert!(iov.read_at(usize::MAX, &mut [0; 2]).is_none());
+    }
+
+    #[test]
+    fn a_limit_is_named_with_the_volume_and_what_to_do() {
+        for (ring, errno, expected) in [
+            (true, Errno::MFILE, "1024 rings"),
+            (false, Errno::MFILE, "4096 rings and Iovs"),
+            (true, Errno::TOOBIG, "65536 entries"),
+            (false, Errno::DQUOT, "1 TiB"),
+            (false, Errno::NOMEM, "resources.limits.memory"),
+            (false, Errno::NOSPC, "kube3fs.io/shm-size"),
+        ] {
+            let (what, why) = refusal(ring, errno).unwrap();
+            let error = Error::Refused { what, mount: "/data".into(), errno, why };
+            let text = error.to_string();
+            assert!(text.contains(expected) && text.starts_with("the volume at /data"), "{text}");
+            assert_eq!(error.errno(), errno.raw_os_error());
+        }
+        assert_eq!(refusal(true, Errno::ACCESS), None);
     }
 }

@@ -113,7 +113,9 @@ impl SessionRings {
 
     /// Registers `name` for the shared memory at `target`: opens, checks, maps, and for a ring starts to serve it. All of
     /// it is done when this returns. Errors as in the contract: `EINVAL` for the name (`EIO` for its UUID), `EACCES` for
-    /// the memory (`ENOSPC`, `ENOMEM` where its pages cannot be had), `EMFILE` at a limit, `EEXIST` for a name or an Iov's id that is there.
+    /// the memory (`ENOSPC`, `ENOMEM` where its pages cannot be had), `EEXIST` for a name or an Iov's id that is
+    /// there. At a limit: `EMFILE` for the number of rings or of all, `E2BIG` for the entries of a ring, `EDQUOT` for the bytes
+    /// of all Iovs.
     pub fn register(&self, name: &str, target: &str, owner: &Owner) -> Result<ObjectInfo> {
         let parsed = parse(name)?;
         let shm = self.shm.as_ref().ok_or(Errno::ACCESS)?;
@@ -164,7 +166,7 @@ impl SessionRings {
             return Err(Errno::INVAL);
         }
         if geometry.entries() > self.core.limits.ring_entries {
-            return Err(Errno::MFILE);
+            return Err(Errno::TOOBIG);
         }
         Ok(Plan { name, ring: Some((attrs, geometry)), len })
     }
@@ -178,13 +180,13 @@ impl SessionRings {
 
     fn check_limits(&self, objects: &Objects, plan: &Plan) -> Result<()> {
         let limits = &self.core.limits;
-        let bytes = objects.iov_bytes.checked_add(plan.len).ok_or(Errno::MFILE)?;
-        let room = match plan.ring {
-            Some(_) => objects.rings < limits.rings,
-            None => bytes <= limits.iov_bytes,
-        };
-        let room = room && objects.by_name.len() < limits.iovs as usize;
-        if room && !self.core.closing() { Ok(()) } else { Err(Errno::MFILE) }
+        let room = objects.by_name.len() < limits.iovs as usize
+            && (plan.ring.is_none() || objects.rings < limits.rings);
+        if !room || self.core.closing() {
+            return Err(Errno::MFILE);
+        }
+        let bytes = objects.iov_bytes.saturating_add(plan.len);
+        if plan.ring.is_none() && bytes > limits.iov_bytes { Err(Errno::DQUOT) } else { Ok(()) }
     }
 
     #[allow(clippy::too_many_arguments)]

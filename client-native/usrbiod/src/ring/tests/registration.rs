@@ -72,18 +72,18 @@ fn a_client_registers_only_what_it_may_open_itself() {
 }
 
 #[test]
-fn limits_are_emfile() {
+fn each_limit_has_its_errno() {
     let limits = Limits { iov_bytes: 8192, rings: 1, iovs: 3, ring_entries: 8 };
     let server = Server::new(Engine::idle(), limits, false);
     server.shm_file("iov", 8192);
     server.shm_file("byte", 1);
     server.shm_file("ring", Geometry::for_entries(8).unwrap().file_len() as u64);
     server.shm_file("large", Geometry::for_entries(9).unwrap().file_len() as u64);
-    assert_eq!(register(&server, ".r0", "large", &ME), Err(Errno::MFILE), "ring entries");
+    assert_eq!(register(&server, ".r0", "large", &ME), Err(Errno::TOOBIG), "ring entries");
     assert!(register(&server, ".r0", "ring", &ME).is_ok());
     assert_eq!(register(&server, ".r0", "ring", &ME), Err(Errno::MFILE), "rings");
     assert!(register(&server, "", "iov", &ME).is_ok());
-    assert_eq!(register(&server, "", "byte", &ME), Err(Errno::MFILE), "bytes");
+    assert_eq!(register(&server, "", "byte", &ME), Err(Errno::DQUOT), "bytes");
     assert_eq!(server.rings.reap(|_| true), 2);
     assert_eq!(server.state.objects.iter().count(), 0);
     for _ in 0..3 {
