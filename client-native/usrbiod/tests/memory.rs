@@ -83,7 +83,8 @@ fn untouched_memory_is_the_clients_or_is_refused_and_nobody_is_killed() {
     register(&served, &fits).unwrap();
     assert_eq!(fits.present(), 32 * MIB);
     let charged = pod.usage() - before;
-    assert!((32 * MIB..40 * MIB).contains(&charged), "{charged} bytes are on the client's account");
+    // The kernel counts in stocks of some pages for each core.
+    assert!((31 * MIB..40 * MIB).contains(&charged), "{charged} bytes are on the client's account");
     let beyond = Sparse::new(LIMIT);
     assert_eq!(register(&served, &beyond), Err(libc::ENOMEM));
     assert_eq!(beyond.present(), 0);
