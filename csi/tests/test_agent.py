@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,15 @@ async def test_long_copies_hold_up_nothing_else(tmp_path: Path, monkeypatch: pyt
             end.set()
             for task in running:
                 task.cancel()
+
+
+async def test_a_queue_that_has_ended_takes_what_still_comes() -> None:
+    """A plugin that is superseded ends its calls: what they add is for its successor to look at."""
+    queue = KeyQueue(nothing)
+    running = asyncio.create_task(queue.run())
+    await asyncio.sleep(0)
+    queue.add("before")
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    queue.add("after")

@@ -100,9 +100,17 @@ def test_a_node_counts_scratch_volumes_and_says_what_is_not_held(tmp_path: Path)
         "Ready": ("True", "Serving"),
         "ClustersReady": ("False", "FolderUnusable"),
         "MountsServed": ("True", "AllServed"),
+        "StorageAnswers": ("True", "Answers"),
         "ScratchAllowed": ("False", "OlderThanTheRules"),
         "ScratchSizesEnforced": ("False", "NoQuota"),
     }
     messages = " ".join(one.message for one in status.conditions)
     assert "ns/bad: no such disk" in messages
     assert "1 of ns/fast" in messages
+
+
+def test_sums_that_are_more_than_can_be_said_are_the_most_that_can() -> None:
+    """Scratch volumes from before the rules may have had any size: the node reports all the same."""
+    published = [volume("a", 1 << 62), volume("b", 1 << 62)]
+    (fast,) = cluster_statuses({"ns/fast": Served(Path("/fast"))}, published)
+    assert (fast.scratch_bytes, fast.scratch_volumes) == (1 << 62, 2)

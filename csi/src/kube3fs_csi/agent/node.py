@@ -76,6 +76,8 @@ class NodeAgent:
                 await self._report()
             except (CsiError, OSError) as error:
                 log.warning("cannot report the node: %s", error)
+            except Exception:  # the volumes of the node are served all the same
+                log.exception("reporting the node met a defect")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await self._look.wait()

@@ -48,9 +48,12 @@ class KeyQueue:
     async def run(self) -> None:
         """Never returns; cancel it."""
         async with asyncio.TaskGroup() as self._tasks:
-            for group in list(self._ready):
-                self._start(group)
-            await asyncio.Event().wait()
+            try:
+                for group in list(self._ready):
+                    self._start(group)
+                await asyncio.Event().wait()
+            finally:
+                self._tasks = None  # who adds one after the end is told nothing: a successor does it
 
     def _start(self, group: str) -> None:
         if self._tasks is None:

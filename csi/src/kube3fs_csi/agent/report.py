@@ -22,6 +22,8 @@ from kube3fs_csi.node.state import Published
 
 _NAMED = 5
 """So many of the sessions whose requests hang are named."""
+_MOST_BYTES = 1 << 62
+"""The most that a StorageNode can say. What was promised thinly, or by earlier versions, may be more in all."""
 _SAME_SPACE = 64 << 20
 """Free space that changed by less is not worth a write."""
 
@@ -46,7 +48,7 @@ def _cluster_status(cluster: str, served: Served, volumes: Sequence[Published]) 
         ready=served.ready,
         reason=served.reason,
         message=served.message,
-        scratch_bytes=sum(volume.size for volume in volumes),
+        scratch_bytes=min(_MOST_BYTES, sum(volume.size for volume in volumes)),
         scratch_volumes=len(volumes),
     )
     if backend is None or space is None:
@@ -57,9 +59,9 @@ def _cluster_status(cluster: str, served: Served, volumes: Sequence[Published]) 
             "features": NodeClusterFeatures(**backend.features._asdict()),
             "capacity_bytes": space.capacity,
             "available_bytes": space.available,
-            "allocated_bytes": space.allocated,
+            "allocated_bytes": min(_MOST_BYTES, space.allocated),
             "file_system": backend.file_system.device,
-            "reserved_bytes": space.reserved,
+            "reserved_bytes": min(_MOST_BYTES, space.reserved),
             "volumes": space.volumes,
         }
     )
