@@ -75,3 +75,23 @@ async def test_a_folder_that_is_mended_is_served_without_a_restart(tmp_path: Pat
     await clusters.look(20)
     assert clusters.all()["ns/fast"].reason == "DataMissing"
     assert not (tmp_path / "data").exists()
+
+
+async def test_a_full_file_system_is_served_after_a_restart(
+    tmp_path: Path, mounted: Callable[..., Path]
+) -> None:
+    """Who fills it keeps no pod from its volume, and its volumes can be deleted to make room."""
+    root = mounted("full", "-t", "tmpfs", "-o", "size=1m")
+
+    async def started() -> Clusters:
+        clusters = Clusters(tmp_path / "clusters.json", [tmp_path], Lanes())
+        clusters.set({"ns/full": Wanted(root)})
+        await clusters.look(20)
+        return clusters
+
+    (await started()).backend("ns/full").create("v1", 1 << 16, None, lambda _done, _total: None)
+    with pytest.raises(OSError, match="No space left"):
+        (root / "volumes/v1/file").write_bytes(bytes(2 << 20))
+    backend = (await started()).backend("ns/full")
+    assert backend.capacity("v1") == 1 << 16
+    backend.delete("volume", "v1")

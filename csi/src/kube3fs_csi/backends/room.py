@@ -29,16 +29,20 @@ class FileSystem:
     def __init__(self, device: str) -> None:
         self.device = device
         self.lock = threading.Lock()
+        self._adding = threading.Lock()
         self._roots: WeakValueDictionary[Path, Root] = WeakValueDictionary()
 
     def add(self, path: Path, root: Root) -> None:
         """Counts `root` as long as somebody uses it, instead of an earlier one at the same path."""
-        self._roots[path] = root
+        with self._adding:
+            self._roots[path] = root
 
     def reserved(self, *, thin: bool) -> int:
         """Free bytes that a new volume may not have: for a `thin` root only what was promised firmly."""
         total = 0
-        for path, root in list(self._roots.items()):
+        with self._adding:  # or a root that is opened meanwhile breaks the walk over the others
+            roots = list(self._roots.items())
+        for path, root in roots:
             if thin and root.thin:
                 continue
             try:
