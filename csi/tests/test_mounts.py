@@ -52,10 +52,10 @@ def test_the_device_of_a_mount_is_found_for_kernels_that_do_not_tell_it(
     fuse = mounts.mount_fuse(tmp_path)
     try:
         monkeypatch.setattr(mounts, "_KERNEL_TELLS_DEVICE", False)
-        assert f"0:{mounts.device_of(tmp_path)}" == mounts.mounts_at(tmp_path)[-1].device
-        assert mounts.device_of(tmp_path.parent) is None
+        assert f"0:{mounts.fuse_devices()[tmp_path]}" == mounts.mounts_at(tmp_path)[-1].device
+        assert tmp_path.parent not in mounts.fuse_devices()
         monkeypatch.setattr(mounts, "_KERNEL_TELLS_DEVICE", True)
-        assert mounts.device_of(tmp_path) is None
+        assert mounts.fuse_devices() == {}
     finally:
         mounts.unmount(tmp_path)
         os.close(fuse)

@@ -903,3 +903,51 @@ async def test_without_a_daemon_publishing_says_so(node: Node, monkeypatch: pyte
         assert node.daemon.state_files() == []
         await publisher.publish(late)
         await publisher.unpublish("v1", late.target)
+
+
+async def test_a_predecessor_that_is_not_done_is_told_once(
+    node: Node, successor: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the plugin looks again before it drains anew, its message says the same."""
+    await node.left_behind()
+    await in_thread(successor.start)
+    request, looks = Connection.request, 0
+
+    async def is_busy(self: Connection, op: str, *passed: Any, **fields: Any) -> Any:
+        nonlocal looks
+        looks += op == "hello"
+        if op == "drain":
+            raise DaemonError(op, "busy", "a request still runs")
+        return await request(self, op, *passed, **fields)
+
+    monkeypatch.setattr(Connection, "request", is_busy)
+    async with node.plugin(successor) as new:
+        await eventually(lambda: "is not done" in new.sessions.daemon.message)
+        first, before = new.sessions.daemon.message, looks
+        await eventually(lambda: looks > before + 4)
+        assert new.sessions.daemon.message == first
+
+
+async def test_the_mount_table_is_read_once_for_all_sessions(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a node with many pods it is long, and everything waits while it is read."""
+    async with node.plugin() as publisher:
+        for number in range(5):
+            publisher.store.put(node.want("pod-a", f"v{number}"))
+        monkeypatch.setattr(mounts, "_KERNEL_TELLS_DEVICE", False)
+        read, reads = mounts._mountinfo, []
+        monkeypatch.setattr(mounts, "_mountinfo", lambda: reads.append(1) or read())
+        assert len(publisher.wanted_sessions()) == 5
+        assert len(reads) == 1
+        for record in publisher.store.all():
+            publisher.store.remove(record)
+
+
+async def test_memory_that_cannot_be_removed_does_not_end_the_plugin(node: Node) -> None:
+    """It is looked at again at the next start."""
+    left = node.folder / "shm/pod-gone/left"
+    left.mkdir(parents=True)
+    async with node.plugin() as publisher:
+        assert publisher.shm.pods() == ["pod-gone"]
+    left.rmdir()

@@ -137,12 +137,13 @@ def _keep_flags(target: Path, flags: int) -> None:
             os.close(copy)
 
 
-def device_of(target: Path) -> int | None:
-    """Minor number of the FUSE mount at `target`, where usrbiod cannot learn it from the kernel."""
+def fuse_devices() -> dict[Path, int]:
+    """Minor numbers of our FUSE mounts by mount point, where usrbiod cannot learn them from the kernel."""
     if _KERNEL_TELLS_DEVICE:
-        return None
-    found = [mount for mount in mounts_at(target) if mount.fstype == FUSE_TYPE]
-    return int(found[-1].device.partition(":")[2]) if found else None
+        return {}
+    lines = [line for line in _mountinfo().splitlines() if FUSE_TYPE in line]
+    ours = [mount for mount in map(_parse_line, lines) if mount.fstype == FUSE_TYPE]
+    return {mount.path: int(mount.device.partition(":")[2]) for mount in ours}
 
 
 def mount_tmpfs(target: Path, options: str) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -125,8 +125,11 @@ class Publisher:
 
     def wanted_sessions(self) -> dict[str, Json]:
         """Configs of the sessions that usrbiod should serve."""
+        devices = mounts.fuse_devices()  # once: the mount table of a busy node is long
         return {
-            record.session: self._config(record) for record in self.store.all() if record.is_mount_of_ours
+            record.session: self._config(record, devices)
+            for record in self.store.all()
+            if record.is_mount_of_ours
         }
 
     async def measure(self, record: Published) -> Usage:
@@ -157,9 +160,12 @@ class Publisher:
         As long as the kubelet keeps its folder of a volume it will call again, to publish or to unpublish it.
         """
         for pod_key in self.shm.pods():
-            async with self._coming_or_gone:
-                if not self.store.of_pod(pod_key):
-                    await self._in_shm(f"the memory of pod {pod_key}", partial(self.shm.remove, pod_key))
+            try:
+                async with self._coming_or_gone:
+                    if not self.store.of_pod(pod_key):
+                        await self._in_shm(f"the memory of pod {pod_key}", partial(self.shm.remove, pod_key))
+            except (CsiError, OSError) as error:
+                log.warning("the memory of pod %s cannot be cleaned up now: %s", pod_key, error)
         for record in self.store.all():
             if not record.target.parent.exists():
                 log.info("the kubelet has forgotten %s", record.target)
@@ -236,7 +242,7 @@ class Publisher:
         except BaseException:
             os.close(opened.fd)
             raise
-        await self.sessions.attach(self._config(want), fds | {"backing": opened.fd})
+        await self.sessions.attach(self._config(want, mounts.fuse_devices()), fds | {"backing": opened.fd})
         if want.kind == "filesystem" and not backend.is_measured(want.volume_id):
             # The kubelet asks a minute later: until then, `df` in the pod would show an empty volume.
             self._start_measuring(want)
@@ -258,9 +264,9 @@ class Publisher:
         await self._tell_space([record])
         return usage
 
-    def _config(self, record: Published) -> Json:
+    def _config(self, record: Published, devices: Mapping[Path, int]) -> Json:
         space = self._space(record)
-        device = mounts.device_of(record.target)
+        device = devices.get(record.target)
         return (
             config(record)
             | ({"space": space} if space else {})

@@ -73,6 +73,8 @@ class Sessions:
         self._forgotten: set[tuple[str, str]] | None = None
         self._unsure: set[Path] = set()
         self._drain_at = 0.0
+        self._undrained = ""
+        """Why there is no attempt to drain before `_drain_at`."""
         self._up = asyncio.Event()
         self._settled = asyncio.Event()
         self._unserved: dict[str, str] = {}
@@ -196,8 +198,9 @@ class Sessions:
             await asyncio.wait({events}, timeout=_AGAIN_SECONDS)
             if not events.done():
                 await self._look_for_hung()
-            wanted = self._wanted()
-            again = [name for name in self._unserved if name in wanted and "fuse" in self._fds.get(name, {})]
+            unserved = [name for name in self._unserved if "fuse" in self._fds.get(name, {})]
+            wanted = self._wanted() if unserved else {}
+            again = [name for name in unserved if name in wanted]
             if again and not events.done():
                 async with await Connection.open(self._socket) as control:
                     for name in again:
@@ -284,7 +287,7 @@ class Sessions:
             return
         async with control:
             if time.monotonic() < self._drain_at:
-                raise DaemonGone(self._socket, self.daemon.message)
+                raise DaemonGone(self._socket, self._undrained)
             log.info("taking over from the usrbiod at %s", predecessor)
             await self._drain(control, predecessor)
             await self._fetch(control)
@@ -303,7 +306,8 @@ class Sessions:
                 self._drain_at = time.monotonic() + _DRAIN_AGAIN_SECONDS
             else:  # its second answer would be "drained", whatever still runs: that its end says only
                 self._unsure.add(predecessor)
-            raise DaemonGone(self._socket, f"its predecessor is not done: {error}") from error
+            self._undrained = f"its predecessor is not done: {error}"
+            raise DaemonGone(self._socket, self._undrained) from error
 
     async def _end_drained(self, control: Connection) -> NoReturn:
         """Ends our daemon if its successor is gone: it never serves again, and the kubelet starts another."""
