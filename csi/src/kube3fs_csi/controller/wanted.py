@@ -66,7 +66,10 @@ class Sweeper:
     async def run(self) -> None:
         """Never returns; cancel it."""
         while True:
-            await self.sweep()
+            try:
+                await self.sweep()
+            except Exception:  # calls go on all the same
+                log.exception("looking for what nobody wants any more met a defect")
             await asyncio.sleep(_SWEEP_SECONDS)
 
     async def sweep(self) -> None:
