@@ -23,7 +23,7 @@ from kube3fs_csi.node.state import Published
 _NAMED = 5
 """So many of the sessions whose requests hang are named."""
 _MOST_BYTES = 1 << 62
-"""The most that a StorageNode can say. What was promised thinly, or by earlier versions, may be more in all."""
+"""The most that a StorageNode can say. What was promised thinly may be more in all."""
 _SAME_SPACE = 64 << 20
 """Free space that changed by less is not worth a write."""
 
