@@ -193,6 +193,7 @@ fn session(path: &str, direct: bool, engine: &Arc<Engine>) -> Bench {
     let stat = rustix::fs::fstat(&fd).expect("stat");
     let in_memory = rustix::fs::fstatfs(&fd).expect("statfs").f_type == libc::TMPFS_MAGIC;
     let file = BackingFile {
+        held: usrbiod::budget::Share::default().take_anyway(1),
         fd,
         direct: direct.then(|| open(path, OFlags::RDONLY | OFlags::DIRECT)),
         node: NodeId(2),
@@ -216,6 +217,7 @@ fn session(path: &str, direct: bool, engine: &Arc<Engine>) -> Bench {
         keeper: Arc::new(Keeper::default()),
         shm: Some(open(dir.path().to_str().expect("utf-8"), OFlags::RDONLY | OFlags::DIRECTORY)),
         limits: Limits::default(),
+        fds: usrbiod::budget::Share::default(),
         read_only: false,
     };
     let rings = SessionRings::new(config, engine).expect("rings");

@@ -3,6 +3,7 @@
 //! Attaching, detaching and draining may wait for storage, so they may run on any thread. A session's name is reserved
 //! while one of them works on it.
 
+use crate::budget::Budget;
 use crate::control::Keeper;
 use crate::control::error::Refusal;
 use crate::control::message::{Hello, Kernel, Listed, OPS, PROTOCOL, Stats};
@@ -29,7 +30,7 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// Longest time that `detach` waits for what runs; ask again then.
 const DETACH: Duration = Duration::from_secs(5);
 
-/// Most `O_PATH` fds that are cached; half of what the process may open, if that is less.
+/// Most `O_PATH` fds that are cached; a quarter of what the process may open, if that is less.
 const CACHED_FDS: u64 = 1 << 16;
 
 /// All sessions, and what they share.
@@ -63,7 +64,8 @@ impl Daemon {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let engine = Engine::start(cores)?;
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        let cached = limit.map_or(CACHED_FDS, |limit| CACHED_FDS.min(limit / 2));
+        let limit = limit.unwrap_or(4 * CACHED_FDS);
+        let cached = CACHED_FDS.min(limit / 4);
         let weak: Arc<Mutex<Weak<Daemon>>> = Arc::default();
         let by_pool = weak.clone();
         let pool = Pool::new(move |session| {
@@ -73,6 +75,7 @@ impl Daemon {
             }
         })?;
         let shared = Shared {
+            budget: Budget::new(limit, cached),
             keeper: Arc::default(),
             locks: Arc::new(LockTable::default()),
             fds: FdCache::new(cached as usize),

@@ -9,6 +9,7 @@
 //! What a successor must know after a crash is in [`state`], a file that outlives the process; the fds that it
 //! needs are with the peer on the [`control`] socket.
 
+pub mod budget;
 pub mod cli;
 pub mod clients;
 pub mod control;

@@ -1,6 +1,7 @@
 //! A session: one FUSE mount with its backing directory, its shared memory, and everything that its clients
 //! registered.
 
+use crate::budget::{Budget, Held};
 use crate::clients::ClientWatch;
 use crate::control::Keeper;
 use crate::fs::locks::LockTable;
@@ -111,11 +112,17 @@ pub struct Session {
     pub conf: Arc<UserConf>,
     /// The `3fs-virt` tree and the ioctls.
     pub virt: Virt,
+    _own_fds: Held,
 }
+
+/// Fds that every session has.
+const OWN_FDS: u64 = 8;
 
 /// What all sessions of a daemon share. Clones are the same.
 #[derive(Clone)]
 pub struct Shared {
+    /// What sessions may have of the daemon's fds.
+    pub budget: Arc<Budget>,
     /// Who keeps fds.
     pub keeper: Arc<Keeper>,
     /// Locks.
@@ -143,11 +150,14 @@ impl Session {
         number: u32,
         mut kept: Option<HashMap<String, OwnedFd>>,
     ) -> Result<(Session, usize)> {
+        let share = shared.budget.share(&config.name);
+        // Its mount's, its directories', its state's.
+        let own_fds = share.take_anyway(OWN_FDS);
         let device = crate::sys::device::of(&fds.backing)?;
         let asked = asked(config.passthrough, config.idmap);
         let channel = Arc::new(Channel::new(fds.fuse, asked, &state.header(), &shared.notifier)?);
         let metrics = Arc::new(SessionMetrics::default());
-        let keeping = Keeping::new(shared.keeper.clone(), config.name.clone(), kept.as_mut());
+        let keeping = Keeping::new(shared.keeper.clone(), config.name.clone(), kept.as_mut(), share.clone());
         let mounts = Arc::new(Mounts::new(&channel.fd, config.device, &config.mount_point));
         let (read_only, cache) = (config.read_only, shared.fds.clone());
         let (for_fs, seen) = (channel.clone(), mounts.clone());
@@ -162,6 +172,7 @@ impl Session {
             keeper: shared.keeper.clone(),
             shm: fds.shm,
             limits: config.limits,
+            fds: share,
             read_only: config.read_only,
         };
         let rings = Arc::new(SessionRings::new(rings, &shared.engine)?);
@@ -185,6 +196,22 @@ impl Session {
         });
         let locks = shared.locks.clone();
         locks.attach(number, state.clone());
-        Ok((Session { config, number, device, locks, channel, state, metrics, fs, rings, conf, virt }, lost))
+        Ok((
+            Session {
+                config,
+                number,
+                device,
+                locks,
+                channel,
+                state,
+                metrics,
+                fs,
+                rings,
+                conf,
+                virt,
+                _own_fds: own_fds,
+            },
+            lost,
+        ))
     }
 }

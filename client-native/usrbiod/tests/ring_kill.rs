@@ -40,6 +40,7 @@ fn backing(path: &Path, ino: u64) -> Arc<BackingFile> {
     use rustix::fs::{Mode, OFlags, open};
     let direct = open(path, OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty());
     Arc::new(BackingFile {
+        held: usrbiod::budget::Share::default().take_anyway(1),
         fd: File::open(path).unwrap().into(),
         direct: direct.ok().filter(|_| ino == 2),
         node: NodeId(ino),
@@ -68,6 +69,7 @@ fn server_process() {
         keeper: Arc::new(Keeper::default()),
         shm: Some(File::open(dir.join("shm")).unwrap().into()),
         limits: Limits::default(),
+        fds: usrbiod::budget::Share::default(),
         read_only: false,
     };
     let rings = SessionRings::new(config, &Engine::start(2).unwrap()).unwrap();

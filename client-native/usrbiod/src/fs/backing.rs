@@ -1,5 +1,6 @@
 //! A backing file that rings read and write.
 
+use crate::budget::Held;
 use crate::types::{Errno, Ino, NodeId, Result};
 use rustix::fs::FileType;
 use std::os::fd::OwnedFd;
@@ -13,6 +14,8 @@ pub struct BackingFile {
     pub fd: OwnedFd,
     /// The same with `O_DIRECT`, when a client opened the file so.
     pub direct: Option<OwnedFd>,
+    /// What it counts for, for the session.
+    pub held: Held,
     /// The node.
     pub node: NodeId,
     /// Inode number that clients name.
@@ -29,14 +32,30 @@ pub struct BackingFile {
 
 impl BackingFile {
     /// Wraps `fd`, which must be a regular file: anything else could block, or have effects, when read.
-    pub(super) fn new(fd: OwnedFd, direct: Option<OwnedFd>, node: NodeId, ino: Ino) -> Result<BackingFile> {
+    pub(super) fn new(
+        fd: OwnedFd,
+        direct: Option<OwnedFd>,
+        node: NodeId,
+        ino: Ino,
+        held: Held,
+    ) -> Result<BackingFile> {
         let stat = rustix::fs::fstat(&fd)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(Errno::BADF);
         }
         let in_memory = is_in_memory(&fd)?;
         let (closed, dense_end) = (AtomicBool::new(false), AtomicU64::new(0));
-        Ok(BackingFile { fd, direct, node, ino, in_memory, unlinked: stat.st_nlink == 0, closed, dense_end })
+        Ok(BackingFile {
+            fd,
+            direct,
+            held,
+            node,
+            ino,
+            in_memory,
+            unlinked: stat.st_nlink == 0,
+            closed,
+            dense_end,
+        })
     }
 
     /// A part of the file may have become a hole.

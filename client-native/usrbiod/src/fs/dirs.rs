@@ -1,26 +1,40 @@
 //! Directory streams: the backing file system's own order and offsets, so that an offset stays good while entries come
 //! and go, and after a take-over.
+//!
+//! For the same reason a stream need not stay open: of the streams of a session those are open that were read of late, and
+//! one that was closed goes on where it was. A stream that was never read costs nothing.
 
 use super::Fs;
 use super::opens::Opener;
 use super::types::{DirEntry, Opened};
+use crate::budget::Held;
 use crate::sys::dirents;
 use crate::types::{Caller, Entry, Errno, NodeId, Result};
-use rustix::fs::{OFlags, SeekFrom};
-use std::collections::HashMap;
+use rustix::fs::{FileType, OFlags, SeekFrom};
+use std::collections::{HashMap, VecDeque};
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, TryLockError};
 
 /// Bytes of directory that are read at once.
 const CHUNK: usize = 32 << 10;
 
-/// Streams by file handle.
-#[derive(Default)]
-pub(super) struct Dirs(RwLock<HashMap<u64, Arc<Mutex<Stream>>>>);
+/// Streams of a session that are open at a time, each with up to two chunks.
+const MOST_OPEN: usize = 256;
 
+#[derive(Default)]
+pub(super) struct Dirs {
+    /// Streams that were read, by file handle.
+    streams: RwLock<HashMap<u64, Arc<Mutex<Stream>>>>,
+    /// Handles of those that are open, from the one that was opened longest ago.
+    open: Mutex<VecDeque<u64>>,
+}
+
+#[derive(Default)]
 struct Stream {
-    fd: OwnedFd,
+    open: Option<Open>,
+    /// Read since somebody looked for a stream to close.
+    used: bool,
     /// Records that were read and not yet given: `chunk[at..len]`.
     chunk: Vec<u8>,
     at: usize,
@@ -31,9 +45,50 @@ struct Stream {
     ended: bool,
 }
 
+struct Open {
+    fd: OwnedFd,
+    _held: Held,
+}
+
+impl Dirs {
+    fn open(&self) -> MutexGuard<'_, VecDeque<u64>> {
+        self.open.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn find(&self, fh: u64) -> Option<Arc<Mutex<Stream>>> {
+        self.streams.read().unwrap_or_else(|e| e.into_inner()).get(&fh).cloned()
+    }
+
+    /// Closes the stream that was not read for longest. False: all are being read.
+    pub(super) fn close_one(&self) -> bool {
+        let mut open = self.open();
+        for _ in 0..2 * open.len() {
+            let Some(fh) = open.pop_front() else { return false };
+            let Some(stream) = self.find(fh) else { return true };
+            let mut stream = match stream.try_lock() {
+                Ok(stream) => stream,
+                Err(TryLockError::Poisoned(e)) => e.into_inner(),
+                Err(TryLockError::WouldBlock) => {
+                    open.push_back(fh);
+                    continue;
+                }
+            };
+            if std::mem::take(&mut stream.used) {
+                open.push_back(fh);
+                continue;
+            }
+            let Stream { open: closed, offset, .. } = std::mem::take(&mut *stream);
+            stream.offset = offset;
+            drop(closed);
+            return true;
+        }
+        false
+    }
+}
+
 impl Stream {
-    fn new(fd: OwnedFd) -> Arc<Mutex<Stream>> {
-        Arc::new(Mutex::new(Stream { fd, chunk: Vec::new(), at: 0, len: 0, offset: 0, ended: false }))
+    fn fd(&self) -> Result<&OwnedFd> {
+        self.open.as_ref().map(|open| &open.fd).ok_or(Errno::BADF)
     }
 
     /// Goes to `offset`. The beginning is always read anew (`rewinddir`).
@@ -42,7 +97,7 @@ impl Stream {
             return Ok(());
         }
         (self.at, self.len, self.ended) = (0, 0, false);
-        rustix::fs::seek(&self.fd, SeekFrom::Start(offset))?;
+        rustix::fs::seek(self.fd()?, SeekFrom::Start(offset))?;
         self.offset = offset;
         Ok(())
     }
@@ -60,7 +115,8 @@ impl Stream {
         self.chunk.copy_within(self.at..self.len, 0);
         (self.at, self.len) = (0, self.len - self.at);
         self.chunk.resize(self.len + CHUNK, 0);
-        let read = dirents::read(&self.fd, &mut self.chunk[self.len..])?;
+        let fd = &self.open.as_ref().ok_or(Errno::BADF)?.fd;
+        let read = dirents::read(fd, &mut self.chunk[self.len..])?;
         self.len += read;
         self.ended = read == 0;
         if self.len == 0 {
@@ -74,22 +130,51 @@ impl Fs {
     /// FUSE_OPENDIR.
     pub fn opendir(&self, node: NodeId, caller: &Caller, tgid: u32) -> Result<Opened> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        // Opened here: a directory that is removed while it is open can still be read.
-        let fd = self.nodes.reopen(node, flags)?;
+        let stat = rustix::fs::fstat(&*self.nodes.path_fd(node)?)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            return Err(Errno::NOTDIR);
+        }
         let fh = self.opens.open_dir(node, Opener { uid: caller.uid, tgid, flags })?;
-        self.dirs.0.write().unwrap_or_else(|e| e.into_inner()).insert(fh, Stream::new(fd));
         Ok(Opened { fh, ..Opened::default() })
     }
 
-    /// The stream of `fh`; opened again when a predecessor had it.
+    /// The stream of `fh`.
     fn stream(&self, node: NodeId, fh: u64) -> Result<Arc<Mutex<Stream>>> {
         self.opens.check_dir(node, fh)?;
-        if let Some(stream) = self.dirs.0.read().unwrap_or_else(|e| e.into_inner()).get(&fh) {
-            return Ok(stream.clone());
+        if let Some(stream) = self.dirs.find(fh) {
+            return Ok(stream);
         }
-        let stream = Stream::new(self.nodes.reopen(node, OFlags::RDONLY | OFlags::DIRECTORY)?);
-        let mut dirs = self.dirs.0.write().unwrap_or_else(|e| e.into_inner());
-        Ok(dirs.entry(fh).or_insert(stream).clone())
+        let mut streams = self.dirs.streams.write().unwrap_or_else(|e| e.into_inner());
+        Ok(streams.entry(fh).or_default().clone())
+    }
+
+    /// Opens a stream where it was, if it is not open. `ENOENT`: the directory is removed, as a local file system answers then.
+    fn open_stream(&self, node: NodeId, fh: u64, stream: &mut Stream) -> Result<()> {
+        stream.used = true;
+        if stream.open.is_some() {
+            return Ok(());
+        }
+        while self.dirs.open().len() >= MOST_OPEN && self.dirs.close_one() {}
+        let held = loop {
+            match self.nodes.fds.take() {
+                Err(Errno::NFILE) if self.dirs.close_one() => (),
+                taken => break taken?,
+            }
+        };
+        let fd =
+            self.nodes.reopen(node, OFlags::RDONLY | OFlags::DIRECTORY).map_err(|errno| match errno {
+                Errno::STALE => Errno::NOENT,
+                errno => errno,
+            })?;
+        if rustix::fs::fstat(&fd)?.st_nlink == 0 {
+            return Err(Errno::NOENT);
+        }
+        if stream.offset != 0 {
+            rustix::fs::seek(&fd, SeekFrom::Start(stream.offset))?;
+        }
+        stream.open = Some(Open { fd, _held: held });
+        self.dirs.open().push_back(fh);
+        Ok(())
     }
 
     /// FUSE_READDIR and FUSE_READDIRPLUS: gives entries from `offset` (0, or [`DirEntry::next`] of an entry) to `sink` until
@@ -106,13 +191,14 @@ impl Fs {
         let stream = self.stream(node, fh)?;
         // The kernel reads a directory by one request at a time; the lock only matters to a kernel that does not.
         let stream = &mut *stream.lock().unwrap_or_else(|e| e.into_inner());
+        self.open_stream(node, fh, stream)?;
         stream.seek(offset)?;
         while stream.fill()? {
             let Some(found) = dirents::parse(&stream.chunk[stream.at..stream.len]) else {
                 return Err(Errno::IO);
             };
             let (next, len) = (found.next, found.len);
-            if !self.give(&stream.fd, &found, node, plus, sink)? {
+            if !self.give(stream.fd()?, &found, node, plus, sink)? {
                 return Ok(());
             }
             stream.at += len;
@@ -125,7 +211,7 @@ impl Fs {
     pub fn read_dir_ahead(&self, node: NodeId, fh: u64) {
         let Ok(stream) = self.stream(node, fh) else { return };
         let mut stream = stream.lock().unwrap_or_else(|e| e.into_inner());
-        if !stream.ended && stream.len - stream.at < CHUNK {
+        if stream.open.is_some() && !stream.ended && stream.len - stream.at < CHUNK {
             // An error comes again when it is asked for.
             let _ = stream.read();
         }
@@ -169,17 +255,21 @@ impl Fs {
     /// FUSE_RELEASEDIR.
     pub fn releasedir(&self, node: NodeId, fh: u64) {
         self.opens.release_dir(node, fh);
-        let stream = self.dirs.0.write().unwrap_or_else(|e| e.into_inner()).remove(&fh);
+        let stream = self.dirs.streams.write().unwrap_or_else(|e| e.into_inner()).remove(&fh);
+        if stream.is_some() {
+            self.dirs.open().retain(|open| *open != fh);
+        }
         drop(stream);
     }
 
     /// FUSE_FSYNCDIR.
     pub fn fsyncdir(&self, node: NodeId, fh: u64, datasync: bool) -> Result<()> {
         let stream = self.stream(node, fh)?;
-        let stream = stream.lock().unwrap_or_else(|e| e.into_inner());
+        let mut stream = stream.lock().unwrap_or_else(|e| e.into_inner());
+        self.open_stream(node, fh, &mut stream)?;
         match datasync {
-            true => rustix::fs::fdatasync(&stream.fd),
-            false => rustix::fs::fsync(&stream.fd),
+            true => rustix::fs::fdatasync(stream.fd()?),
+            false => rustix::fs::fsync(stream.fd()?),
         }
     }
 }

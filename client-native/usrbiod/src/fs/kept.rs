@@ -3,6 +3,7 @@
 
 use super::Fs;
 use super::nodes::{Key, Nodes, key_of};
+use crate::budget::Share;
 use crate::control::Keeper;
 use crate::types::{NodeId, Result};
 use rustix::fs::{AtFlags, FileType};
@@ -23,13 +24,20 @@ pub struct Keeping {
     pub session: String,
     /// What came back from the peer, by key.
     pub kept: HashMap<String, OwnedFd>,
+    /// What the session may have of the daemon's fds.
+    pub fds: Share,
 }
 
 impl Keeping {
     /// Takes from `all` what is for nodes.
-    pub fn new(keeper: Arc<Keeper>, session: String, all: Option<&mut HashMap<String, OwnedFd>>) -> Keeping {
+    pub fn new(
+        keeper: Arc<Keeper>,
+        session: String,
+        all: Option<&mut HashMap<String, OwnedFd>>,
+        fds: Share,
+    ) -> Keeping {
         let kept = all.map(|all| all.extract_if(|key, _| key.starts_with(PREFIX)).collect());
-        Keeping { keeper, session, kept: kept.unwrap_or_default() }
+        Keeping { keeper, session, kept: kept.unwrap_or_default(), fds }
     }
 
     pub(super) fn keep(&self, node: NodeId, fd: BorrowedFd<'_>) {

@@ -69,7 +69,7 @@ impl Fs {
         mut keeping: Keeping,
         mounts: Arc<Mounts>,
     ) -> Result<Fs> {
-        let nodes = nodes::Nodes::new(state.clone(), backing, read_only, fds)?;
+        let nodes = nodes::Nodes::new(state.clone(), backing, read_only, fds, keeping.fds.clone())?;
         let kept = keeping.return_to(&nodes);
         let opens = opens::Opens::new(state, channel.clone(), &nodes, keeping);
         opens.resume_kept(&nodes, kept);

@@ -7,6 +7,7 @@
 
 use super::fd_cache::FdCache;
 use super::folders::Folder;
+use crate::budget::{Held, Share};
 use crate::state::SessionState;
 use crate::state::records::{HANDLE_MAX, NodeRec};
 use crate::sys::handle::FileHandle;
@@ -43,7 +44,9 @@ pub(super) struct Nodes {
     /// The newest node of each inode.
     by_key: [Mutex<HashMap<Key, u32>>; SHARDS],
     made_up: RwLock<HashMap<u64, Key>>,
-    pinned: RwLock<HashMap<NodeId, Arc<OwnedFd>>>,
+    pinned: RwLock<HashMap<NodeId, (Arc<OwnedFd>, Held)>>,
+    /// What the session may have of the daemon's fds.
+    pub fds: Share,
     cache: Arc<FdCache>,
     session: u32,
     folder: Arc<Folder>,
@@ -68,6 +71,7 @@ impl Nodes {
         root: OwnedFd,
         read_only: bool,
         cache: Arc<FdCache>,
+        fds: Share,
     ) -> Result<Nodes> {
         let root_key = key_of(&rustix::fs::fstat(&root)?);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -81,6 +85,7 @@ impl Nodes {
             by_key: Default::default(),
             made_up: RwLock::default(),
             pinned: RwLock::default(),
+            fds,
             session: cache.session(),
             cache,
             folder,
@@ -206,7 +211,7 @@ impl Nodes {
         if new && self.handle_is_kept(node) {
             self.cache.put(self.session, node, Arc::new(fd));
         } else if new {
-            self.pinned.write().unwrap_or_else(|e| e.into_inner()).insert(node, Arc::new(fd));
+            self.pin_new(node, fd)?;
         }
         Ok((node, stat))
     }
@@ -216,9 +221,16 @@ impl Nodes {
         let (node, stat, new) = self.identify(&fd)?;
         if new && !self.handle_is_kept(node) {
             let fd = rustix::io::fcntl_dupfd_cloexec(&fd, 0)?;
-            self.pinned.write().unwrap_or_else(|e| e.into_inner()).insert(node, Arc::new(fd));
+            self.pin_new(node, fd)?;
         }
         Ok((node, stat))
+    }
+
+    /// A node without a handle keeps an fd. `ENFILE`: the session has as many as it may; the node goes again.
+    fn pin_new(&self, node: NodeId, fd: OwnedFd) -> Result<()> {
+        let held = self.fds.take().inspect_err(|_| self.forget(node, 1, || false))?;
+        self.pinned.write().unwrap_or_else(|e| e.into_inner()).insert(node, (Arc::new(fd), held));
+        Ok(())
     }
 
     fn handle_is_kept(&self, node: NodeId) -> bool {
@@ -280,7 +292,7 @@ impl Nodes {
     }
 
     fn pinned(&self, node: NodeId) -> Option<Arc<OwnedFd>> {
-        self.pinned.read().unwrap_or_else(|e| e.into_inner()).get(&node).cloned()
+        self.pinned.read().unwrap_or_else(|e| e.into_inner()).get(&node).map(|(fd, _)| fd.clone())
     }
 
     /// From now on `node` is found by `fd`, which the peer kept. False: it is an fd of something else.
@@ -290,7 +302,8 @@ impl Nodes {
                 rustix::fs::fstat(&fd).is_ok_and(|stat| key_of(&stat) == (rec.dev, rec.ino))
             });
         if same {
-            self.pinned.write().unwrap_or_else(|e| e.into_inner()).insert(node, Arc::new(fd));
+            let held = self.fds.take_anyway(1);
+            self.pinned.write().unwrap_or_else(|e| e.into_inner()).insert(node, (Arc::new(fd), held));
         }
         same
     }

@@ -220,11 +220,12 @@ impl Opens {
         };
         let mut unlinked = false;
         if id.is_none() && inner.files[slot(write, false)].is_none() {
+            let held = nodes.fds.take()?;
             let fd = match made {
                 Some(fd) => fd,
                 None => open_file(nodes, open.node, write, false)?,
             };
-            let file = BackingFile::new(fd, None, open.node, open.ino)?;
+            let file = BackingFile::new(fd, None, open.node, open.ino, held)?;
             unlinked = file.unlinked;
             inner.files[slot(write, false)] = Some(Arc::new(file));
         }
@@ -500,9 +501,10 @@ impl OpenNode {
         if let Some(file) = inner.files[at].as_ref().or(inner.files[at | slot(true, false)].as_ref()) {
             return Ok(file.clone());
         }
+        let held = nodes.fds.take()?;
         let fd = open_file(nodes, self.node, write, false)?;
         let direct = direct.then(|| open_file(nodes, self.node, write, true)).transpose()?;
-        let file = Arc::new(BackingFile::new(fd, direct, self.node, self.ino)?);
+        let file = Arc::new(BackingFile::new(fd, direct, self.node, self.ino, held)?);
         inner.files[at] = Some(file.clone());
         Ok(file)
     }

@@ -8,6 +8,7 @@ use super::sem::SubmitSem;
 use super::shm::{self, SharedMap};
 use super::sweep::{Sweeper, same_file};
 use super::{Files, ObjectInfo};
+use crate::budget::{Held, Share};
 use crate::control::Keeper;
 use crate::metrics::SessionMetrics;
 use crate::session::Limits;
@@ -43,6 +44,8 @@ pub struct RingsConfig {
     pub shm: Option<OwnedFd>,
     /// What the session may use.
     pub limits: Limits,
+    /// What it may have of the daemon's fds.
+    pub fds: Share,
     /// Refuse all writes.
     pub read_only: bool,
 }
@@ -52,6 +55,7 @@ pub struct SessionRings {
     core: Arc<Core>,
     engine: Arc<Engine>,
     keeper: Arc<Keeper>,
+    fds: Share,
     shm: Option<OwnedFd>,
     objects: Mutex<Objects>,
     /// Held while memory is reserved.
@@ -69,6 +73,7 @@ struct Objects {
 struct Object {
     info: ObjectInfo,
     memory: Memory,
+    _held: [Held; 2],
 }
 
 enum Memory {
@@ -96,7 +101,7 @@ impl SessionRings {
     /// The rings of a session, none yet; its submit semaphores are there when this returns. `state` may be a dead
     /// predecessor's: then [`resume`](Self::resume) follows.
     pub fn new(config: RingsConfig, engine: &Arc<Engine>) -> Result<SessionRings> {
-        let RingsConfig { session, files, state, metrics, keeper, shm, limits, read_only } = config;
+        let RingsConfig { session, files, state, metrics, keeper, shm, limits, fds, read_only } = config;
         let semaphores = shm.as_ref().map(|shm| semaphores(shm, &state)).transpose()?;
         let core = Arc::new(Core::new(session, files, state, metrics, limits, read_only, semaphores));
         engine.adopt(&core);
@@ -104,6 +109,7 @@ impl SessionRings {
             core,
             engine: engine.clone(),
             keeper,
+            fds,
             shm,
             objects: Mutex::default(),
             reserving: Mutex::default(),
@@ -144,9 +150,11 @@ impl SessionRings {
                 return Err(Errno::ACCESS);
             }
         }
+        // Its own fd, and one by which the client's end is seen.
+        let held = [self.fds.take()?, self.fds.take()?];
         let number = self.core.state.objects.insert(&record).ok_or(Errno::MFILE)?;
         self.keeper.keep(&self.core.name, name, fd.as_fd());
-        let object = self.object(name, target, owner, number, &plan, fd, map, (Slot::ZERO, Slot::ZERO));
+        let object = self.object(name, target, owner, number, &plan, fd, map, (Slot::ZERO, Slot::ZERO), held);
         let info = object.info.clone();
         self.enter(&mut objects, object, &plan);
         drop(objects);
@@ -200,6 +208,7 @@ impl SessionRings {
         fd: OwnedFd,
         map: SharedMap,
         positions: (Slot, Slot),
+        held: [Held; 2],
     ) -> Object {
         let owner = *owner;
         let memory = match plan.ring {
@@ -223,7 +232,7 @@ impl SessionRings {
             is_ring,
             len: plan.len,
         };
-        Object { info, memory }
+        Object { info, memory, _held: held }
     }
 
     fn enter(&self, objects: &mut Objects, object: Object, plan: &Plan) {
@@ -397,7 +406,8 @@ impl SessionRings {
         };
         self.check_id(&plan)?;
         let map = SharedMap::new(&fd, plan.len, true)?;
-        let object = self.object(name, target, &owner, number, &plan, fd, map, positions);
+        let held = [self.fds.take_anyway(1), self.fds.take_anyway(1)];
+        let object = self.object(name, target, &owner, number, &plan, fd, map, positions, held);
         if let Memory::Ring(ring) = &object.memory {
             ring.restore();
         }

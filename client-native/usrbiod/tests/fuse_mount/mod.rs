@@ -135,6 +135,7 @@ fn serve(
 /// What a daemon has beside its sessions.
 pub fn shared(on_unmounted: impl Fn(Arc<Session>) + Send + Sync + 'static) -> Shared {
     Shared {
+        budget: usrbiod::budget::Budget::new(20_000, 5_000),
         keeper: Arc::default(),
         locks: Arc::default(),
         fds: FdCache::new(1000),

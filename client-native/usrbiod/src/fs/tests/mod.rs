@@ -7,6 +7,7 @@ mod files;
 mod folders;
 mod names;
 mod rings;
+mod streams;
 mod takeover;
 
 use super::{FdCache, Fs, Keeping, Opened};

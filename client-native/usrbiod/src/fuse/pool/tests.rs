@@ -37,6 +37,7 @@ fn pool_with(
         space: Space::default(),
     };
     let parts = crate::session::Shared {
+        budget: crate::budget::Budget::new(20_000, 5_000),
         keeper: Arc::default(),
         locks: Arc::default(),
         folders: Arc::default(),

@@ -75,6 +75,7 @@ impl FewFiles {
             rustix::fs::Mode::empty(),
         );
         let file = Arc::new(BackingFile {
+            held: crate::budget::Share::default().take_anyway(1),
             fd: fd.into(),
             direct: direct.ok().filter(|_| path.extension().is_some_and(|e| e == "direct")),
             node: NodeId(ino),
@@ -91,6 +92,7 @@ impl FewFiles {
     /// A file whose direct reads or writes of whole blocks never end: a pipe's, which is kept by the caller.
     pub(super) fn add_endless(&self, ino: u64, fd: OwnedFd) {
         let file = BackingFile {
+            held: crate::budget::Share::default().take_anyway(1),
             direct: Some(fd.try_clone().unwrap()),
             fd,
             node: NodeId(ino),
@@ -177,6 +179,7 @@ impl Server {
             keeper: Arc::new(Keeper::default()),
             shm: Some(OwnedFd::from(File::open(shm.path()).unwrap())),
             limits,
+            fds: crate::budget::Share::default(),
             read_only,
         };
         let rings = SessionRings::new(config, &engine).unwrap();
