@@ -120,7 +120,7 @@ fn a_session_without_work_for_long_is_served_at_once_again() {
     still_served(&good);
     let core = server.rings.core();
     wait_until("the watcher to have it again", || core.home.load(Ordering::SeqCst) == 0);
-    assert!(core.crew.lock().unwrap().is_empty());
+    wait_until("its worker to have left", || core.crew.lock().unwrap().is_empty());
     still_served(&good);
     assert_eq!(core.crew.lock().unwrap().len(), 1);
 }
