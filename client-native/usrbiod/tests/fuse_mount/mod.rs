@@ -6,6 +6,7 @@ use rustix::mount::UnmountFlags;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -99,7 +100,10 @@ pub fn mount_of(backing: TempDir, setup: Setup) -> Mount {
 
 /// Another mount of what `first` serves, or of `folder` in there, by the same daemon. Its end is not told.
 pub fn mount_beside(first: &Mount, setup: Setup, folder: &str) -> Mount {
-    serve(setup, first.backing.clone(), folder, first.shared.clone(), channel().1, 2)
+    // One that has just ended may still have its number.
+    static NEXT: AtomicU32 = AtomicU32::new(2);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    serve(setup, first.backing.clone(), folder, first.shared.clone(), channel().1, number)
 }
 
 fn serve(
