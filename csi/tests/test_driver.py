@@ -348,7 +348,8 @@ async def test_two_hundred_pods_leak_nothing(driver: Driver, calls: Calls) -> No
     fds, memory = driver.open_fds("node"), driver.rss("node")
     await round_of(range(50, 250))
     assert driver.mounted() == []
-    assert driver.open_fds("node") <= fds
+    # Connections to the API server that are kept for a while are no leak.
+    await eventually(lambda: driver.open_fds("node") <= fds, 30)
     assert driver.rss("node") - memory < 8 * MIB
     state = driver.kubelet / "plugins/csi.kube3fs.io"
     assert list((state / "published").iterdir()) == []
