@@ -68,6 +68,18 @@ async def test_failures_come_back_later_and_later_up_to_a_limit() -> None:
     assert queue.failed("a") < 1
 
 
+async def test_what_fails_for_days_goes_on_to_come_back() -> None:
+    """Its delay is the longest, however often it has failed."""
+    clock = Clock()
+    queue: WorkQueue[str] = WorkQueue(clock)
+    queue.add("a")
+    for _ in range(2000):
+        assert await take(queue) == "a"
+        delay = queue.failed("a")
+        clock.now += delay
+    assert LAST_RETRY * 0.8 <= delay <= LAST_RETRY * 1.2
+
+
 async def test_the_earliest_appointment_stands() -> None:
     """A later appointment does not move an earlier one, and each is kept once."""
     clock = Clock()
