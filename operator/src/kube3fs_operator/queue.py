@@ -69,7 +69,8 @@ class WorkQueue(Generic[K]):
     def failed(self, key: K) -> float:
         """The key's work failed: it comes again after the returned delay, or sooner if something happens."""
         failures = self._failures[key] = self._failures.get(key, 0) + 1
-        seconds = min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(failures - 1, 20))  # or a float overflows in two days
+        doublings = min(failures - 1, 20)  # or the float overflows in two days
+        seconds = min(LAST_RETRY, FIRST_RETRY * 2.0**doublings)
         delay = seconds * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
         self._finish(key)
         self.add_after(key, delay)
