@@ -397,6 +397,33 @@ async def test_a_defect_shows_no_traceback(driver: Driver, calls: Calls) -> None
     assert "/src/kube3fs_csi" not in str(refused.value.details())
 
 
+async def test_a_cluster_that_takes_the_folder_of_another_keeps_it(driver: Driver, calls: Calls) -> None:
+    """The operator lets it in when the other is gone, in one step: nothing of the folder is tidied away."""
+    root = driver.data / "second"
+    first = (driver.api.get("storagenodes", NODE) or {})["spec"]["clusters"]
+
+    async def serve(name: str) -> None:
+        now = copy.deepcopy(driver.api.get("storagenodes", NODE) or {})
+        now["spec"]["clusters"] = [*first, {"namespace": "storage", "name": name, "path": str(root)}]
+        await driver.api.put("storagenodes", now)
+
+        def is_ready() -> bool:
+            status = (driver.api.get("storagenodes", NODE) or {}).get("status", {})
+            return any(one["name"] == name and one["ready"] for one in status.get("clusters", ()))
+
+        await eventually(is_ready)
+
+    await serve("before")
+    await serve("after")
+    await calls.create()  # a deletion has the trash of all emptied
+    await calls.delete()
+    (root / "trash/left").mkdir()
+    await calls.create()
+    await calls.delete()
+    await eventually(lambda: not (root / "trash/left").exists())
+    assert (root / "volumes").is_dir()
+
+
 async def test_a_cluster_that_is_gone_leaves_no_folders(driver: Driver, calls: Calls) -> None:
     """Its trash is emptied first; one that comes again at the same place is served."""
     root = driver.data / "second"

@@ -89,10 +89,11 @@ class Clusters:
         for name, served in self._served.items():
             if served.backend is not None and (name not in wanted or wanted[name].path != served.path):
                 self.dropped[name] = served.backend
-        for name, one in wanted.items():
-            if name in self.dropped and self.dropped[name].root == one.path:
-                del self.dropped[name]
         self.wanted, self.was_told = dict(wanted), True
+        # One that is made anew may have another name.
+        self.dropped = {
+            name: backend for name, backend in self.dropped.items() if not self.is_wanted(backend.root)
+        }
         self._served = {name: served for name, served in self._served.items() if name in wanted}
 
     async def look(self, seconds: float) -> None:
@@ -169,6 +170,8 @@ class Clusters:
             seen = Served(path, reason="FolderUnusable", message=f"{path} cannot be looked at: {error}")
         wanted = self.wanted.get(name)
         if wanted is None or wanted.path != path:  # since
+            if seen.backend is not None and not self.is_wanted(path):  # and its folders were made meanwhile
+                self.dropped.setdefault(name, seen.backend)
             return
         if seen.backend is not None:
             seen.backend.thin = wanted.thin
@@ -183,6 +186,10 @@ class Clusters:
         del self.dropped[cluster]
         self._remember()
         return True
+
+    def is_wanted(self, root: Path) -> bool:
+        """Whether a cluster, of whatever name, lies there."""
+        return any(one.path == root for one in self.wanted.values())
 
     def is_made_for(self, root: Path) -> bool:
         """Whether a data root is a folder of its own, and not one of those that the plugin was given."""

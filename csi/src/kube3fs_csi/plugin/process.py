@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kube3fs_crds import RdmaStatus, StorageNode, StorageSnapshot, StorageVolume
 from kube3fs_csi.agent.node import NodeAgent
@@ -219,29 +220,31 @@ async def _run_agent(process: NodeProcess, servicer: Node) -> None:
 
 async def _empty_trash(process: NodeProcess) -> None:
     """Frees what was deleted, in every data root by itself, by and by."""
-    emptying: dict[str, asyncio.Task[None]] = {}
-    again: set[str] = set()
+    emptying: dict[Path, asyncio.Task[None]] = {}
+    again: set[Path] = set()
 
-    def done(name: str, task: asyncio.Task[None]) -> None:
-        del emptying[name]
+    def done(root: Path, task: asyncio.Task[None]) -> None:
+        del emptying[root]
         if not task.cancelled() and task.exception() is not None:
-            log.error("emptying the trash of %s met a defect", name, exc_info=task.exception())
-        if name in again:
-            again.discard(name)
+            log.error("emptying the trash of %s met a defect", root, exc_info=task.exception())
+        if root in again:
+            again.discard(root)
             process.trash.set()
+
+    def start(work: Callable[..., Coroutine[Any, Any, None]], name: str, backend: Backend) -> None:
+        if backend.root in emptying:
+            again.add(backend.root)
+            return
+        task = emptying[backend.root] = asyncio.create_task(work(process, name, backend))
+        task.add_done_callback(partial(done, backend.root))
 
     while True:
         process.trash.clear()
         for name, served in process.clusters.all().items():
-            if name in emptying:
-                again.add(name)
-            elif served.backend is not None:
-                emptying[name] = asyncio.create_task(_empty_one(process, name, served.backend))
-                emptying[name].add_done_callback(partial(done, name))
+            if served.backend is not None:
+                start(_empty_one, name, served.backend)
         for name, backend in process.clusters.dropped.items():
-            if name not in emptying:
-                emptying[name] = asyncio.create_task(_tidy_one(process, name, backend))
-                emptying[name].add_done_callback(partial(done, name))
+            start(_tidy_one, name, backend)
         with suppress(TimeoutError):
             async with asyncio.timeout(_TRASH_SECONDS):
                 await process.trash.wait()
@@ -255,7 +258,8 @@ async def _empty_one(process: NodeProcess, cluster: str, backend: Backend) -> No
         backend.measure_some(_MEASURE_SECONDS)
         return more
 
-    more = await process.lanes.of(cluster, "trash").run("its trash", empty, seconds=None)
+    what = f"the trash of {backend.root}"
+    more = await process.lanes.of(cluster, "trash").run(what, empty, seconds=None)
     process.emptied()
     if more:
         process.trash.set()
@@ -263,15 +267,18 @@ async def _empty_one(process: NodeProcess, cluster: str, backend: Backend) -> No
 
 async def _tidy_one(process: NodeProcess, cluster: str, backend: Backend) -> None:
     """Leaves nothing of a data root that is not served any more, if nothing is stored in it."""
-    while await process.lanes.of(cluster, "trash").run("its trash", backend.empty_trash, seconds=None):
+    what = f"the trash of {backend.root}"
+    while await process.lanes.of(cluster, "trash").run(what, backend.empty_trash, seconds=None):
         log.debug("the trash of %s takes a while", cluster)
     if not process.clusters.tidied(cluster, backend):
         return
-    whole = process.clusters.is_made_for(backend.root)
+
+    def remove() -> None:
+        if not process.clusters.is_wanted(backend.root):  # since, and maybe by another name
+            backend.remove_empty(whole=process.clusters.is_made_for(backend.root))
+
     # As a look at it: none is taken while its folders go.
-    await process.lanes.of(cluster, "look").run(
-        f"data root {backend.root}", partial(backend.remove_empty, whole=whole), seconds=None
-    )
+    await process.lanes.of(cluster, "look").run(f"data root {backend.root}", remove, seconds=None)
 
 
 async def _watch_rdma(process: NodeProcess) -> None:
