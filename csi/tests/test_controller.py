@@ -309,6 +309,11 @@ async def test_who_asks_stands_not_in_its_own_way(world: World, asking: list[Bod
     assert world.is_leaving()
 
 
+def generation(world: World) -> int:
+    metadata = (world.server.get("storagevolumes", "pvc-1") or {})["metadata"]
+    return int(metadata["generation"])
+
+
 async def test_the_node_is_asked_who_uses_a_volume(world: World) -> None:
     """What it said before is not enough; while it does not answer nothing is marked."""
     call = asyncio.create_task(world.create())
@@ -318,9 +323,13 @@ async def test_the_node_is_asked_who_uses_a_volume(world: World) -> None:
     with pytest.raises(DeadlineNear, match="has not said yet whether a pod uses"):
         await world.service.delete_volume("pvc-1", 0.3)
     assert not world.is_leaving()
+    # That nobody does, comes too late: since then a pod may have begun to.
+    await world.node_says("storagevolumes", "pvc-1", {"observedGeneration": 2, "usedBy": []})
+    await world.seen()
     deleting = asyncio.create_task(world.service.delete_volume("pvc-1", SECONDS))
     users = [f"team/pod-{number}" for number in range(9)]
-    await world.node_says("storagevolumes", "pvc-1", {"observedGeneration": 2, "usedBy": users})
+    await eventually(lambda: generation(world) == 4)
+    await world.node_says("storagevolumes", "pvc-1", {"observedGeneration": 4, "usedBy": users})
     with pytest.raises(Precondition, match=r"in use by pods team/pod-0.* and 4 more on node node-a"):
         await deleting
     assert not world.is_leaving()

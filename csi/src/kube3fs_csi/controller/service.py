@@ -199,6 +199,8 @@ class VolumeService:
     async def _check_unused(self, found: StorageVolume, seconds: float) -> None:
         """Refuses to delete what a pod has mounted, as the volume's node says when it is asked."""
         name, node = found.metadata.name, found.spec.node_name
+        if found.spec.delete_requested:  # by a call that gave up: the answer to that may be old by now
+            await self._objects.merge(StorageVolume, name, {"spec": {"deleteRequested": None}})
         asked = await self._objects.merge(StorageVolume, name, {"spec": {"deleteRequested": True}})
         generation = asked.metadata.generation or 0
 
