@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from test_node import Node, in_thread, node  # noqa: F401 a fixture
 
-from kube3fs_csi.node import mounts
+from kube3fs_csi.node import keep_flags, mounts
 
 FLAGS = {"nosuid": mounts.MS_NOSUID, "nodev": mounts.MS_NODEV, "noexec": mounts.MS_NOEXEC}
 
@@ -41,3 +41,12 @@ async def test_a_runtime_cannot_drop_the_mount_options(
         mounts.unmount(inside)
         await publisher.unpublish("v1", want.target)
         assert node.mounted() == []
+
+
+def test_a_copy_that_takes_too_long_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the machine that is slow, and no defect."""
+    monkeypatch.setattr(keep_flags, "_SECONDS", 0)
+    with pytest.raises(TimeoutError, match=str(tmp_path)):
+        keep_flags.locked_copy(tmp_path)

@@ -101,3 +101,17 @@ async def test_errors_come_through() -> None:
     with pytest.raises(TimeoutError, match="the disk's own"):
         await Lane("a disk", 1, call_seconds=20).run("a call", fails)
     assert time.monotonic() - start < 10
+
+
+async def test_a_thread_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is tried again with the next call, which finds nothing of the first."""
+    lane, start = Lane("a disk", 1, call_seconds=20), threading.Thread.start
+
+    def fails(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    with pytest.raises(Unavailable, match="no thread can be started for a disk"):
+        await lane.run("volume v1", lambda: "made")
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert await lane.run("volume v1", lambda: "made") == "made"

@@ -10,6 +10,7 @@ It is a process of its own, because a user namespace is not for one of many thre
 """
 
 import ctypes
+import errno
 import logging
 import os
 import socket
@@ -34,14 +35,18 @@ def locked_copy(mount_point: Path) -> int | None:
     with ours:
         with theirs:
             argv = [sys.executable, "-I", "-S", __file__, str(mount_point), str(theirs.fileno())]
-            done = subprocess.run(
-                argv,
-                pass_fds=[theirs.fileno()],
-                capture_output=True,
-                text=True,
-                timeout=_SECONDS,
-                check=False,
-            )
+            try:
+                done = subprocess.run(
+                    argv,
+                    pass_fds=[theirs.fileno()],
+                    capture_output=True,
+                    text=True,
+                    timeout=_SECONDS,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired as error:  # a busy node: the kubelet asks again
+                code = errno.ETIMEDOUT
+                raise OSError(code, os.strerror(code), str(mount_point)) from error
         _data, fds, _flags, _address = socket.recv_fds(ours, 1, 1)
     if fds:
         os.set_inheritable(fds[0], False)

@@ -96,7 +96,17 @@ class Lane:
             is_another = self._running < self._threads
             self._running += is_another
         if is_another:
-            threading.Thread(target=self._serve, name=self._about[:64], daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, name=self._about[:64], daemon=True).start()
+            except RuntimeError as error:  # the node has no room for another
+                with self._lock:
+                    self._running -= 1
+                    is_served = self._running > 0  # by one that was there
+                if not is_served:
+                    self._abandon(future, lambda _result: None)
+                    raise Unavailable(
+                        f"no thread can be started for {self._about}: {error}; retry"
+                    ) from error
         return future
 
     def _serve(self) -> None:
