@@ -395,6 +395,9 @@ REFUSED = {
     ),
     "size-empty": ({"kube3fs_shm_size": ""}, 'kube3fs.io/shm-size: "" is not a quantity'),
     "size-spaces": ({"kube3fs_shm_size": "8 Gi"}, "is not a quantity"),
+    # The API server would compare it for minutes.
+    "size-huge": ({"kube3fs_shm_size": "1e99999999"}, '"1e99999999" is not a quantity'),
+    "size-many-digits": ({"kube3fs_shm_size": "9" * 1000}, "is not a quantity"),
     "size-zero": ({"kube3fs_shm_size": "0"}, 'kube3fs.io/shm-size: "0" is too small; write at least "1Mi"'),
     "size-negative": ({"kube3fs_shm_size": "-1Gi"}, "is too small"),
     "size-milli": ({"kube3fs_shm_size": "100m"}, "is too small"),

@@ -1,6 +1,11 @@
 {{/* What is checked of a pod, and of every template of pods: (dict "root" $ "pod" EXPRESSION), where the CEL expression has
      metadata and spec of the pod. */}}
 
+{{/* A quantity that can be compared: the API server takes minutes and gigabytes to compare 1e99999999. As kube3fs_crds.quantity. */}}
+{{- define "kube3fs.admission.quantity" -}}
+'^[+]?([0-9]{1,19}([.][0-9]{0,9})?|[.][0-9]{1,9})([KMGTPE]i|[mkMGTPE]|[eE][+-]?[0-9]{1,2})?$'
+{{- end }}
+
 {{/* What is refused: variables and validations. */}}
 {{- define "kube3fs.admission.refusals" -}}
 {{- $default := .root.Values.injection.defaultShmSize -}}
@@ -13,6 +18,8 @@ variables:
     expression: "variables.pod.?metadata.?annotations.orValue({})"
   - name: size
     expression: "variables.annotations[?'kube3fs.io/shm-size'].orValue('{{ $default }}')"
+  - name: isSize
+    expression: "variables.size.matches({{ include "kube3fs.admission.quantity" . }}) && isQuantity(variables.size)"
   - name: named
     expression: "variables.annotations[?'kube3fs.io/containers'].orValue('').split(',').map(n, n.trim())"
   - name: names
@@ -37,10 +44,10 @@ validations:
     messageExpression: >-
       'label kube3fs.io/inject: "' + variables.inject + '" means nothing; write "true" to have
       /dev/shm and /opt/usrbio added to the pod, or remove the label'
-  - expression: "isQuantity(variables.size)"
+  - expression: "variables.isSize"
     messageExpression: >-
       'annotation kube3fs.io/shm-size: "' + variables.size + '" is not a quantity; write for example "8Gi"'
-  - expression: "!isQuantity(variables.size) || !quantity(variables.size).isLessThan(quantity('1Mi'))"
+  - expression: "variables.isSize ? !quantity(variables.size).isLessThan(quantity('1Mi')) : true"
     messageExpression: >-
       'annotation kube3fs.io/shm-size: "' + variables.size + '" is too small; write at least "1Mi"'
   - expression: "variables.annotations[?'kube3fs.io/rdma'].orValue('true') in ['true', 'false']"
@@ -70,8 +77,9 @@ validations:
       the volume kube3fs-client is not what is added to the pod, the read-only client library; remove it with its
       mounts, and it is added anew
   - expression: >-
-      variables.inject != 'true' || !isQuantity(variables.size) || (isQuantity(variables.shmSize) &&
-        quantity(variables.shmSize).compareTo(quantity(variables.size)) == 0)
+      variables.inject != 'true' || !variables.isSize ? true :
+        variables.shmSize.matches({{ include "kube3fs.admission.quantity" . }}) && isQuantity(variables.shmSize) ?
+          quantity(variables.shmSize).compareTo(quantity(variables.size)) == 0 : false
     messageExpression: >-
       'the volume kube3fs-shm has the size "' + variables.shmSize + '", and "' + variables.size + '" is asked for by ' +
       ('kube3fs.io/shm-size' in variables.annotations ? 'the annotation kube3fs.io/shm-size' : 'default') +
@@ -103,9 +111,12 @@ variables:
         m.mountPath in ['/opt/usrbio', '/opt/usrbio/'] && m.name != 'kube3fs-client')).map(c, c.name)
   - name: small
     expression: >-
-      !isQuantity(variables.size) ? [] : variables.chosen.filter(c,
-        c.?resources.?limits[?'memory'].hasValue() && isQuantity(string(c.resources.limits['memory'])) &&
-        quantity(string(c.resources.limits['memory'])).isLessThan(quantity(variables.size))).map(c, c.name)
+      !variables.size.matches({{ include "kube3fs.admission.quantity" . }}) || !isQuantity(variables.size) ? [] :
+        variables.chosen.filter(c, c.?resources.?limits[?'memory'].hasValue() &&
+          string(c.resources.limits['memory']).matches({{ include "kube3fs.admission.quantity" . }}) &&
+          isQuantity(string(c.resources.limits['memory'])) ?
+            quantity(string(c.resources.limits['memory'])).isLessThan(quantity(variables.size)) : false
+        ).map(c, c.name)
 validations:
   - expression: "size(variables.ownShm) == 0"
     messageExpression: >-
