@@ -232,10 +232,16 @@ test-fuzz: ## Fuzz every target for FUZZ_SECONDS each
 	  mkdir -p corpus/$$t && $(CARGO) run -q --release --config fuzzing.toml --target $$host --bin $$t -- \
 	    -max_total_time=$(FUZZ_SECONDS) -verbosity=0 corpus/$$t; done
 
+# Long rounds of test-hostile: seconds for each attack of the hostile pod.
+HOSTILE_SECONDS := 20
 .PHONY: test-hostile
-test-hostile: venv usrbiod-debug ## What `make test` tries a few times, many times: a tenant who means harm; about 5 minutes
+test-hostile: go venv usrbiod-debug ## What `make test` tries a few times, many times: a tenant who means harm; about 15 minutes
 	cd $(NATIVE) && KUBE3FS_TREE_ROUNDS=400 $(CARGO) test -p kube3fs-tree --test hostile
 	KUBE3FS_TREE_ROUNDS=100 .venv/bin/pytest csi/tests/test_trees.py
+	KUBE3FS_HOSTILE_SECONDS=$(HOSTILE_SECONDS) $(CLUSTER) run -- .venv/bin/pytest -s tests/e2e/test_hostile_pod.py
+
+.PHONY: test-all
+test-all: test test-hostile test-upgrade test-upstream test-torch ## Every test there is; about 2 hours
 
 $(TOOLS)/venv: $(NATIVE)/build-requirements.txt
 	python3 -m venv $@
