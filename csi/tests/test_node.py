@@ -561,7 +561,7 @@ async def test_a_mount_takes_the_place_of_one_that_was_given_up(node: Node) -> N
         await publisher.publish(want)
         backend = publisher.clusters.backend("ns/fast")
         fds = publisher._mount(want) | {"backing": open_volume(backend, want).fd}
-        await publisher.sessions.attach(publisher._config(want), fds)
+        await publisher.sessions.attach(publisher._config(want, mounts.fuse_devices()), fds)
         node.daemon.kill()
         node.daemon.start()
         await in_thread(lambda: (want.target / "file").write_bytes(b"written"))
