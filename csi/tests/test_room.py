@@ -132,7 +132,7 @@ def test_a_full_volume_is_measured_all_the_same(make_root: MakeRoot) -> None:
 
 
 def test_only_a_thin_cluster_promises_more_than_there_is(make_root: MakeRoot) -> None:
-    """And never what volumes of others were promised firmly."""
+    """Never what volumes of others were promised firmly, and none of it keeps room from them."""
     root = make_root("ext4")
     thick, thin = cluster(root, "thick"), cluster(root, "thin")
     thin.thin = True
@@ -143,8 +143,9 @@ def test_only_a_thin_cluster_promises_more_than_there_is(make_root: MakeRoot) ->
     assert 0 < thin.space().unpromised < 2 * size
     with pytest.raises(Exhausted):
         thin.create("e", size * 2, None, ignore)
+    thick.create("f", size, None, ignore)
     with pytest.raises(Exhausted):
-        thick.create("f", size, None, ignore)
+        thick.create("g", size, None, ignore)
 
 
 def test_two_at_once_do_not_get_the_same_room(make_root: MakeRoot, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,7 +268,7 @@ class Backend(ABC):
             stat.f_bavail * stat.f_frsize,
             allocated,
             len(volumes),
-            self.file_system.reserved(thin=self.thin),
+            self.file_system.reserved(),
         )
 
     def reserved_here(self) -> int:

@@ -17,7 +17,7 @@ class Root(Protocol):
     """A data root, as its neighbours see it."""
 
     thin: bool
-    """Its promises are no promises of room: another thin root may give the same room away."""
+    """Its promises are no promises of room: they keep nobody else from having it."""
 
     def reserved_here(self) -> int:
         """Bytes that were promised here and are not used yet."""
@@ -37,13 +37,13 @@ class FileSystem:
         with self._adding:
             self._roots[path] = root
 
-    def reserved(self, *, thin: bool) -> int:
-        """Free bytes that a new volume may not have: for a `thin` root only what was promised firmly."""
+    def reserved(self) -> int:
+        """Free bytes that a new volume may not have: what was promised firmly."""
         total = 0
         with self._adding:  # or a root that is opened meanwhile breaks the walk over the others
             roots = list(self._roots.items())
         for path, root in roots:
-            if thin and root.thin:
+            if root.thin:
                 continue
             try:
                 total += root.reserved_here()
