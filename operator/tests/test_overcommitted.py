@@ -73,3 +73,15 @@ def test_scratch_volumes_are_counted_over_all_nodes() -> None:
     assert (found.scratch_bytes, found.scratch_volumes, found.allocated_bytes) == (40 * GIB, 3, 5 * GIB)
     assert found.summary is not None
     assert (found.summary.allocated, found.summary.scratch) == ("45Gi", "40Gi (3)")
+
+
+def test_a_sum_that_no_status_can_say_is_cut() -> None:
+    """Scratch volumes of earlier versions may have any size: the other fields are said all the same."""
+    most = 2**62
+    nodes = [
+        Make.node("node-a"), Make.storage_node("node-a", "demo", scratch=(most, 1)),
+        Make.node("node-b"), Make.storage_node("node-b", "demo", scratch=(most, 1)),
+    ]  # fmt: skip
+    world = world_of([Make.cluster(), *nodes])
+    found = status(StorageCluster.model_validate(Make.cluster()), world, Attempt(), NOW)
+    assert (found.scratch_bytes, found.scratch_volumes) == (most, 2)

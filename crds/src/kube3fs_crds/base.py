@@ -79,7 +79,9 @@ class ApiModel(BaseModel):
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 """The name of a Kubernetes object."""
 
-Bytes = Annotated[int, Field(ge=0, le=2**62, json_schema_extra={"format": "int64"})]
+MOST_BYTES = 2**62
+"""The most bytes that a status can say; what earlier versions promised in all may be more."""
+Bytes = Annotated[int, Field(ge=0, le=MOST_BYTES, json_schema_extra={"format": "int64"})]
 """A number of bytes."""
 
 Count = Annotated[int, Field(ge=0, le=2**31 - 1, json_schema_extra={"format": "int32"})]

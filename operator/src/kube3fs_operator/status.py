@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from kube3fs_crds import ClusterNodes, ClusterSummary, NodeClusterStatus, StorageCluster, StorageClusterStatus
+from kube3fs_crds.base import MOST_BYTES
 from kube3fs_operator import claims, render
 from kube3fs_operator.conditions import Draft, count, settle, some, truth
 from kube3fs_operator.health import WAITING, NodeHealth, examine
@@ -34,9 +35,9 @@ def status(
     capacity = sum(node.figures.capacity_bytes or 0 for node in serving if node.figures)
     available = _coarse(sum(node.figures.available_bytes or 0 for node in serving if node.figures), capacity)
     unreserved = _coarse(sum(room(node.figures) for node in serving if node.figures), capacity)
-    allocated = sum(view.capacity_bytes for view in held)
+    allocated = min(MOST_BYTES, sum(view.capacity_bytes for view in held))
     scratch = [node.figures for node in serving if node.figures and node.figures.scratch_volumes]
-    scratch_bytes = sum(seen.scratch_bytes or 0 for seen in scratch)
+    scratch_bytes = min(MOST_BYTES, sum(seen.scratch_bytes or 0 for seen in scratch))
     scratch_volumes = sum(seen.scratch_volumes or 0 for seen in scratch)
     generation = cluster.metadata.generation or 0
     return StorageClusterStatus(

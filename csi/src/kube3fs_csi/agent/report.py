@@ -14,6 +14,7 @@ from kube3fs_crds import (
     StorageNode,
     StorageNodeStatus,
 )
+from kube3fs_crds.base import MOST_BYTES
 from kube3fs_csi.agent.conditions import condition
 from kube3fs_csi.node import scratch
 from kube3fs_csi.node.clusters import Served, Wanted
@@ -22,8 +23,6 @@ from kube3fs_csi.node.state import Published
 
 _NAMED = 5
 """So many of the sessions whose requests hang are named."""
-_MOST_BYTES = 1 << 62
-"""The most that a StorageNode can say. What was promised thinly may be more in all."""
 _SAME_SPACE = 64 << 20
 """Free space that changed by less is not worth a write."""
 
@@ -48,7 +47,7 @@ def _cluster_status(cluster: str, served: Served, volumes: Sequence[Published]) 
         ready=served.ready,
         reason=served.reason,
         message=served.message,
-        scratch_bytes=min(_MOST_BYTES, sum(volume.size for volume in volumes)),
+        scratch_bytes=min(MOST_BYTES, sum(volume.size for volume in volumes)),
         scratch_volumes=len(volumes),
     )
     if backend is None or space is None:
@@ -59,9 +58,9 @@ def _cluster_status(cluster: str, served: Served, volumes: Sequence[Published]) 
             "features": NodeClusterFeatures(**backend.features._asdict()),
             "capacity_bytes": space.capacity,
             "available_bytes": space.available,
-            "allocated_bytes": min(_MOST_BYTES, space.allocated),
+            "allocated_bytes": min(MOST_BYTES, space.allocated),
             "file_system": backend.file_system.device,
-            "reserved_bytes": min(_MOST_BYTES, space.reserved),
+            "reserved_bytes": min(MOST_BYTES, space.reserved),
             "volumes": space.volumes,
         }
     )
