@@ -173,7 +173,7 @@ def test_deleting_the_claim_deletes_the_volume(
     ("volume", "sentence"),
     [
         pytest.param(
-            inline("shm", size="lots"), "set it to a quantity of bytes such as 8Gi", id="no quantity"
+            inline("shm", size="lots"), "is no quantity of bytes; write one such as 8Gi", id="no quantity"
         ),
         pytest.param(
             inline("shm", size="100Ti"), "ask for less, or run the pod on a larger node", id="too much"

@@ -84,20 +84,22 @@ class Neighbour:
 
 
 def attacker(namespace: Namespace) -> None:
-    """A pod with little CPU and memory, a volume, the same one read-only, and its own shared memory."""
+    """A pod with little CPU and memory, a volume and shared memory; its second container may only read."""
     limits = {"resources": {"limits": {"cpu": "300m", "memory": "256Mi"}}}
     data = {"/data": of_claim("attacker"), "/dev/shm": inline("shm", size="128Mi")}
     manifest = pod("attacker", data, container=limits)
     (container,) = manifest["spec"]["containers"]
-    container["volumeMounts"].append({"name": "v0", "mountPath": "/ro", "readOnly": True})
+    mounts = [{"name": "v0", "mountPath": "/data", "readOnly": True}]
+    manifest["spec"]["containers"].append({**container, "name": "reader", "volumeMounts": mounts})
     namespace.apply([claim("attacker", CLASSES["directory"], "256Mi"), manifest])
     namespace.wait_ready("attacker")
 
 
-def attack(namespace: Namespace, name: str, *arguments: str) -> Any:
+def attack(namespace: Namespace, name: str, *arguments: str, container: str = "main") -> Any:
     """What the attack was answered."""
     argv = ("python3", "-c", _ATTACKS, name, str(SECONDS), *arguments)
-    return json.loads(namespace.exec("attacker", *argv, seconds=SECONDS * 10 + 120).splitlines()[-1])
+    said = namespace.exec("attacker", *argv, container=container, seconds=SECONDS * 10 + 120)
+    return json.loads(said.splitlines()[-1])
 
 
 def too_slow(stats: Any) -> dict[str, Any]:
@@ -142,7 +144,8 @@ def test_a_neighbour_notices_nothing(cluster: Cluster, namespace: Namespace) -> 
 def test_orders_by_a_read_only_mount_are_refused(namespace: Namespace) -> None:
     """Every way to change a file of 3FS's is refused where the container's mount is read-only."""
     attacker(namespace)
-    seen = attack(namespace, "read-only-orders")
+    attack(namespace, "guarded-files")
+    seen = attack(namespace, "read-only-orders", container="reader")
     assert "done" not in seen["answers"].values(), seen
     assert seen["left"] == ["one", "three", "tree", "two"]
     assert seen["whole"]
@@ -180,7 +183,19 @@ def test_a_scrape_comes_through_idle_connections(cluster: Cluster, namespace: Na
     """While a hundred connections say nothing, the daemon's metrics are read within their deadline."""
     attacker(namespace)
     address = f"{node_plugin(cluster).status.pod_ip}:9809"
-    argv = ["kubectl", "-n", namespace.name, "exec", "attacker", "--", "python3", "-c", _ATTACKS]
+    argv = [
+        "kubectl",
+        "-n",
+        namespace.name,
+        "exec",
+        "attacker",
+        "-c",
+        "main",
+        "--",
+        "python3",
+        "-c",
+        _ATTACKS,
+    ]
     with subprocess.Popen([*argv, "connections", "10", address], stdout=subprocess.PIPE) as held:
         try:
             for _ in range(3):
@@ -223,7 +238,19 @@ def test_a_copy_of_a_hostile_volume_holds_nothing_else(namespace: Namespace) -> 
     secret.mkdir(mode=0o700, exist_ok=True)
     (secret / "inside").write_text("a secret of the node")
     attacker(namespace)
-    argv = ["kubectl", "-n", namespace.name, "exec", "attacker", "--", "python3", "-c", _ATTACKS]
+    argv = [
+        "kubectl",
+        "-n",
+        namespace.name,
+        "exec",
+        "attacker",
+        "-c",
+        "main",
+        "--",
+        "python3",
+        "-c",
+        _ATTACKS,
+    ]
     with subprocess.Popen([*argv, "flip", "60", str(secret)], stdout=subprocess.PIPE) as flipping:
         names = [f"clone-{number}" for number in range(4)]
         namespace.apply([clone(name) for name in names])

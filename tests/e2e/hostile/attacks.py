@@ -1,7 +1,7 @@
 """What a restricted pod of uid 1000 may try on its node: `attacks.py NAME SECONDS [ARGUMENT]`.
 
 Each attack is bounded in count and time and prints what it was answered as JSON. /data is the pod's volume,
-/ro the same one mounted read-only, /dev/shm its shared memory.
+/dev/shm its shared memory.
 """
 
 import contextlib
@@ -83,7 +83,8 @@ def locks(seconds: float, _: str) -> object:
                 break
         waiters = [pid for _ in range(64) if (pid := _wait_for_lock(path))]
         for number in until(seconds, 1_000_000):
-            fcntl.lockf(file, fcntl.LOCK_EX, 1, 300_000 + number % 2)
+            # One more and one less, where its owner may have one more.
+            answer(lambda n=number: fcntl.lockf(file, fcntl.LOCK_EX, 1, 300_000 + n % 2))  # type: ignore[misc]
             fcntl.lockf(file, fcntl.LOCK_UN, 1, 300_000 + number % 2)
     for pid in waiters:
         os.waitpid(pid, 0)
@@ -107,7 +108,7 @@ def sparse_memory(seconds: float, _: str) -> object:
     path = pathlib.Path("/dev/shm") / name
     with open(path, "w+b") as file:
         file.truncate(size)
-    key = VIRT / "iovs" / uuid.uuid4().hex
+    key = VIRT / "iovs" / str(uuid.uuid4())
     got = answer(lambda: key.symlink_to(path))
     hold(min(seconds, 2))
     with contextlib.suppress(OSError):
@@ -186,15 +187,19 @@ def holes(seconds: float, _: str) -> object:
     return {str(key): value for key, value in answers.items()}
 
 
-def read_only_orders(_: float, __: str) -> object:
-    """The ioctls that change files, by a container's read-only mount of its volume."""
-    (DATA / "guarded").mkdir()
+def guarded_files(_: float, __: str) -> object:
+    """The files that the attack by a read-only mount is on."""
+    (DATA / "guarded/tree").mkdir(parents=True)
     for name in ("one", "two", "three"):
         (DATA / "guarded" / name).write_bytes(b"precious" * 1024)
-    (DATA / "guarded/tree").mkdir()
-    top = os.open("/ro/guarded", os.O_RDONLY)
-    tree = os.open("/ro/guarded/tree", os.O_RDONLY)
-    file = os.open("/ro/guarded/three", os.O_RDONLY)
+    return sorted(os.listdir(DATA / "guarded"))
+
+
+def read_only_orders(_: float, __: str) -> object:
+    """The ioctls that change files, in a container that has its volume read-only."""
+    folder = DATA / "guarded"
+    top, tree = os.open(folder, os.O_RDONLY), os.open(folder / "tree", os.O_RDONLY)
+    file = os.open(folder / "three", os.O_RDONLY)
     inode = os.fstat(top).st_ino
     orders = {
         "remove": lambda: fcntl.ioctl(top, REMOVE, struct.pack("Q256sB7x", inode, b"one", 0)),
@@ -204,16 +209,12 @@ def read_only_orders(_: float, __: str) -> object:
             file, PUNCH_HOLE, bytearray(struct.pack("iIQ1000Q1000Q", 1, 0, 0, *[0] * 1000, 4096, *[0] * 999))
         ),
         "remove-tree": lambda: fcntl.ioctl(tree, REMOVE_TREE, bytearray(4)),
-        "order-by-link": lambda: os.symlink("/ro/guarded/tree", "/ro/3fs-virt/rm-rf/tree"),
-        "plain": lambda: os.unlink("/ro/guarded/one"),
+        "order-by-link": lambda: os.symlink("/data/guarded/tree", "/data/3fs-virt/rm-rf/tree"),
+        "plain": lambda: os.unlink("/data/guarded/one"),
     }
     answers = {name: answer(order) for name, order in orders.items()}
-    left = sorted(os.listdir(DATA / "guarded"))
-    whole = (DATA / "guarded/three").read_bytes() == b"precious" * 1024
-    for fd in (top, tree, file):
-        os.close(fd)
-    shutil.rmtree(DATA / "guarded")
-    return {"answers": answers, "left": left, "whole": whole}
+    whole = (folder / "three").read_bytes() == b"precious" * 1024
+    return {"answers": answers, "left": sorted(os.listdir(folder)), "whole": whole}
 
 
 def orders_in_archives(_: float, __: str) -> object:
@@ -324,6 +325,7 @@ ATTACKS: dict[str, Callable[[float, str], object]] = {
         garbage_in_iovs,
         many_rings,
         holes,
+        guarded_files,
         read_only_orders,
         orders_in_archives,
         log_flood,
