@@ -1,6 +1,7 @@
 """One restricted pod tries all it can on its node; the neighbour on another volume must not notice.
 
-KUBE3FS_HOSTILE_SECONDS is how long each attack goes on: `make test-hostile` has the long rounds.
+KUBE3FS_HOSTILE_SECONDS is how long each attack goes on: `make test-hostile` has the long rounds. Short ones, beside
+other clusters on the same CPUs, judge the median of what calls take; long ones, alone on a machine, the p99.
 """
 
 import json
@@ -23,10 +24,11 @@ _PROGRAMS = Path(__file__).parent / "hostile"
 _ATTACKS = (_PROGRAMS / "attacks.py").read_text()
 _NEIGHBOUR = (_PROGRAMS / "neighbour.py").read_text()
 
+LONG = "KUBE3FS_HOSTILE_SECONDS" in os.environ
 TIMES = 5
-"""A neighbour's p99 may be this many times what it is when nothing else goes on."""
+"""A neighbour's calls may take this many times what they take when nothing else goes on."""
 FLOOR = 0.03
-"""Seconds that a p99 may always take: a time slice or two of two CPUs that run a whole Kubernetes."""
+"""Seconds that they may always take: a time slice or two of two CPUs that run a whole Kubernetes."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -103,13 +105,16 @@ def attack(namespace: Namespace, name: str, *arguments: str, container: str = "m
 
 
 def too_slow(stats: Any) -> dict[str, Any]:
-    """Phases and kinds whose p99 is beyond what a neighbour may feel, with theirs and that of alone."""
-    alone = {kind: p99 for kind, (_, _, p99, _) in stats["alone"].items()}
-    return {
-        f"{phase}: {kind}": (round(p99, 4), round(alone[kind], 4))
+    """Phases and kinds that take longer than a neighbour may feel, with their seconds and those of alone."""
+    taken = {
+        phase: {kind: seen[2 if LONG else 1] for kind, seen in kinds.items()}
         for phase, kinds in stats.items()
-        for kind, (_, _, p99, _) in kinds.items()
-        if p99 > max(TIMES * alone[kind], FLOOR)
+    }
+    return {
+        f"{phase}: {kind}": (round(seconds, 4), round(taken["alone"][kind], 4))
+        for phase, kinds in taken.items()
+        for kind, seconds in kinds.items()
+        if seconds > max(TIMES * taken["alone"][kind], FLOOR if LONG else 0)
     }
 
 
