@@ -1,7 +1,7 @@
 """One restricted pod tries all it can on its node; the neighbour on another volume must not notice.
 
-KUBE3FS_HOSTILE_SECONDS is how long each attack goes on: `make test-hostile` has the long rounds. Short ones, beside
-other clusters on the same CPUs, judge the median of what calls take; long ones, alone on a machine, the p99.
+KUBE3FS_HOSTILE_SECONDS is how long each attack goes on: `make test-hostile` has the long rounds. Short ones,
+beside other clusters on the same CPUs, judge the median of calls; long ones, alone on a machine, the p99.
 """
 
 import json
