@@ -1,5 +1,6 @@
 """The command line, as the wheel installs it."""
 
+import ctypes
 import gc
 import json
 import os
@@ -115,6 +116,21 @@ def test_ls_lists_rings_and_iovs(mount_point, mount, ring, writer, iov):
     assert counts == (2, 1)
     here = {o["id"]: o["kind"] for o in listed["objects"] if o["mount"] == str(mount_point)}
     assert here == {ring._core.id: "read ring", writer._core.id: "write ring", iov.id: "Iov"}
+
+
+def test_ls_leaves_out_a_mount_whose_daemon_is_gone(tmp_path, mount_point, iov):
+    """It is named, and the others are listed."""
+    dead = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={dead},rootmode=40000,user_id=0,group_id=0".encode()
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mount(b"hf3fs.dead", os.fsencode(tmp_path), b"fuse.hf3fs", ctypes.c_ulong(0), options) == 0
+    os.close(dead)
+    try:
+        done = call("ls", "--json")
+    finally:
+        libc.umount2(os.fsencode(tmp_path), 2)  # MNT_DETACH
+    assert f"{tmp_path} is left out" in done.stderr
+    assert iov.id in {found["id"] for found in json.loads(done.stdout)["objects"]}
 
 
 def test_names_of_rings_and_iovs_are_understood():

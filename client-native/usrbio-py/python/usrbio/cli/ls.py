@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +62,15 @@ def parse_name(name: str) -> dict[str, Any] | None:
 
 
 def _objects(point: str) -> list[dict[str, Any]]:
-    """Rings and Iovs of this user on the mount at `point`. The daemon shows nobody else's."""
-    names = sorted(path.name for path in Path(point, "3fs-virt/iovs").iterdir())
+    """Rings and Iovs of this user on the mount at `point`. The daemon shows nobody else's.
+
+    A mount that does not answer, since its daemon is gone, is named, and costs no other.
+    """
+    try:
+        names = sorted(path.name for path in Path(point, "3fs-virt/iovs").iterdir())
+    except OSError as error:
+        print(f"usrbio: {point} is left out: {error.strerror}", file=sys.stderr)
+        return []
     parsed = map(parse_name, names)
     return [{"mount": point, **found} for found in parsed if found]
 
