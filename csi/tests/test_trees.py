@@ -252,7 +252,8 @@ def test_random_trees_that_change_under_way(
             trees.copy(source, target, ignore)
             trees.count(source, 60)
         for path in target.rglob("*"):
-            assert path.is_symlink() or path.is_dir() or path.read_bytes() in (b"mine", b"")
+            # Zeros: it was truncated while it was copied.
+            assert path.is_symlink() or path.is_dir() or path.read_bytes().strip(b"\0") in (b"mine", b"")
         with meanwhile(lambda: apply(target, secret, changes[next(turn) % len(changes)])):
             trees.give_to_group(target, 4000, lambda _met: None)
             with contextlib.suppress(OSError, trees.TreeFailed):  # a name came after all else was gone
