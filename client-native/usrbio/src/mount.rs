@@ -284,7 +284,10 @@ pub fn punch_hole(
 
 fn punch_by_fallocate(file: BorrowedFd<'_>, arg: &ioctl::PunchHoleArg) -> Result<(), Errno> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let file = match rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+        Err(Errno::NOENT) => return Err(Errno::BADF), // no such fd
+        opened => opened?,
+    };
     let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     let ranges = arg.start.iter().zip(&arg.end).take(usize::try_from(arg.n).unwrap_or(0));
     ranges
