@@ -258,7 +258,8 @@ def test_a_cluster_becomes_ready(tidy: str, node: str, operators: Any) -> None:
     assert made["parameters"] == {"csi.kube3fs.io/cluster": f"{tidy}/demo"}
     assert made["allowedTopologies"][0]["matchLabelExpressions"][0]["values"] == [node]
     status = (storage_cluster(tidy) or {})["status"]
-    assert status["summary"] == {"nodes": "1/1", "capacity": "100Gi", "available": "40Gi", "allocated": "0"}
+    summary = {"nodes": "1/1", "capacity": "100Gi", "available": "40Gi", "allocated": "0", "scratch": "0"}
+    assert status["summary"] == summary
     assert status["observedGeneration"] == 1
     events = eventually(
         lambda: kubectl("get", "events", "-n", tidy), lambda text: "1 node can take volumes" in text
