@@ -399,7 +399,7 @@ REFUSED = {
     "size-huge": ({"kube3fs_shm_size": "1e99999999"}, '"1e99999999" is not a quantity'),
     "size-many-digits": ({"kube3fs_shm_size": "9" * 1000}, "is not a quantity"),
     "size-zero": ({"kube3fs_shm_size": "0"}, 'kube3fs.io/shm-size: "0" is too small; write at least "1Mi"'),
-    "size-negative": ({"kube3fs_shm_size": "-1Gi"}, "is too small"),
+    "size-negative": ({"kube3fs_shm_size": "-1Gi"}, "is not a quantity"),
     "size-milli": ({"kube3fs_shm_size": "100m"}, "is too small"),
     "rdma-word": ({"kube3fs_rdma": "mlx5_0"}, 'kube3fs.io/rdma: "mlx5_0" means nothing; write "true"'),
     "rdma-empty": ({"kube3fs_rdma": ""}, 'kube3fs.io/rdma: "" means nothing'),
